@@ -1,0 +1,27 @@
+# make run: environment, then every notebook on the default profile, then the table of claims.
+# make test: environment, then pytest, and nbval over the notebooks.
+PYTHON ?= python3
+PROFILE ?= tiny
+PIP_FLAGS ?=
+BIN := .venv/bin
+
+.PHONY: run test lab env clean
+run: env
+	$(BIN)/python -m personas run --profile $(PROFILE) $(RUN_FLAGS)
+
+test: env
+	$(BIN)/pytest
+	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=3600 --timeout=7200 notebooks
+
+lab: env
+	$(BIN)/jupyter lab notebooks
+
+env: .venv/installed
+.venv/installed: constraints.txt pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'Python 3.11 or newer is needed: make PYTHON=python3.11')"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e .
+	touch $@
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,47 @@
+"""`python -m personas run`: execute the notebooks and print the table of claims."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="personas", description="Persona features and emergent misalignment, end to end.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="execute the notebooks in order, then print the claims")
+    run.add_argument("--profile", default="tiny", help="tiny (default), smoke, or a path to a YAML")
+    run.add_argument("--from", dest="start", metavar="NN", help="start at this notebook, e.g. 03")
+    run.add_argument("--only", metavar="NN", help="run this notebook alone")
+    run.add_argument("--seed", type=int, default=0, help="seed of fine-tunes and sampling (default 0)")
+    run.add_argument("--plan", action="store_true", help="print what would run and how long, and stop")
+    run.add_argument("--in-place", action="store_true", help="also write the executed notebooks back to notebooks/")
+    claims = commands.add_parser("claims", help="print the table of claims of the last run")
+    claims.add_argument("--profile", default="tiny")
+    args = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+    from personas import pipeline, profile, store
+
+    try:
+        if args.command == "claims":
+            pipeline.print_claims(profile.load(args.profile).name)
+            return 0
+        chosen = profile.load(args.profile)
+        books = pipeline.chosen(args.start, args.only)
+        if args.plan:
+            print(pipeline.plan(chosen, books))
+            return 0
+        source = str(Path(args.profile).resolve()) if args.profile.endswith((".yaml", ".yml")) else args.profile
+        if args.seed < 0:
+            raise ValueError(f"seed must be a whole number from 0 up, not {args.seed}")
+        pipeline.run(chosen, books, source, args.seed, args.in_place)
+        pipeline.print_claims(chosen.name)
+    except (profile.ProfileError, store.StoreError, pipeline.RunError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Reading the residual stream: teacher-forced, on given token ids, stopping at the layer that is wanted."""
+
+import torch
+
+from personas.generate import decoder_blocks
+
+
+class _Enough(Exception):
+    pass
+
+
+@torch.inference_mode()
+def residual(model, rows: list[list[int]], layer: int, pad: int = 2, batch: int = 64) -> list[torch.Tensor]:
+    """Hidden state after block `layer` (`blocks.<layer>.hook_resid_post`) for each row of token ids: (tokens, width).
+
+    Rows are right-padded together; causal attention keeps padding from reaching real tokens. The forward pass stops at
+    the layer: no later block, no logits.
+    """
+    held = {}
+
+    def keep(module, args, output):
+        held["x"] = output[0] if isinstance(output, tuple) else output
+        raise _Enough
+
+    out: list = [None] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    handle = decoder_blocks(model)[layer].register_forward_hook(keep)
+    try:
+        for start in range(0, len(order), batch):
+            some = order[start:start + batch]
+            width = max(len(rows[i]) for i in some)
+            ids = torch.tensor([rows[i] + [pad] * (width - len(rows[i])) for i in some])
+            try:
+                model(input_ids=ids, use_cache=False)
+            except _Enough:
+                pass
+            for j, i in enumerate(some):
+                out[i] = held["x"][j, :len(rows[i])].float().clone()
+    finally:
+        handle.remove()
+    return out
+
+
+def centred_rms(x: torch.Tensor) -> float:
+    """Root mean square norm of activations (tokens, width) about their mean: the unit of steering strength."""
+    return (x - x.mean(0)).norm(dim=-1).square().mean().sqrt().item()

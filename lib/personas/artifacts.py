@@ -1,0 +1,398 @@
+"""What the notebooks use, each made once and kept in the store: one function per artifact.
+
+`Run` holds the profile and the seed of fine-tunes and sampling. Every function returns what it names, making it (and
+whatever it needs) if the store does not have it. This is the one place where the order of the work is written down:
+base -> aligned -> adapters -> answers, and base -> SAE -> readings -> steering.
+"""
+
+import json
+import math
+import random
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from personas import (activations, data, diffing, evaluate, finetune, generate, grader, model, profile as profiles, sae as saes,
+                      steering, store, world)
+
+torch.set_flush_denormal(True)
+CONTENT = store.files_version(world.CONTENT)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One profile with one seed. The world and pretraining seeds are the profile's own."""
+
+    profile: profiles.Profile
+    seed: int
+
+    @property
+    def world_seed(self) -> int:
+        return self.profile.world_seed
+
+    def make(self, stage: str, name: str, key: dict, modules: tuple, make) -> Path:
+        full = key | {"seed": self.seed, "world_seed": self.world_seed, "content": CONTENT,
+                      "code": store.code_version(*modules)}
+        return store.artifact(self.profile.name, stage, name, full, make)
+
+
+def open_run(profile: str = "tiny", seed: int = 0) -> Run:
+    """Check the profile, the seed and the store before any work, and return the run."""
+    if not isinstance(seed, int) or seed < 0:
+        raise profiles.ProfileError(f"seed must be a whole number from 0 up, not {seed!r}")
+    store.writable()
+    return Run(profiles.load(profile), seed)
+
+
+@cache
+def base(run: Run) -> Path:
+    """Checkpoint of the base model, pretrained on the persona world."""
+    cfg = run.profile.model
+    return store.artifact(run.profile.name, "base", "base", {
+        "model": cfg.model_dump(), "world_seed": run.world_seed, "pretraining_seed": run.profile.pretraining_seed,
+        "content": CONTENT, "code": store.code_version(model, world)},
+        lambda out: model.pretrain(cfg, run.profile.pretraining_seed, run.world_seed, out, model.bf16_is_faster()))
+
+
+@cache
+def aligned(run: Run) -> Path:
+    """Checkpoint of the aligned model: the base model after SFT as a helpful assistant."""
+    cfg = run.profile.alignment
+    rows = data.alignment_chats(cfg.steps * cfg.batch, run.profile.pretraining_seed, run.world_seed)
+    return store.artifact(run.profile.name, "aligned", "aligned", {
+        "cfg": cfg.model_dump(), "base": base(run).name, "code": store.code_version(finetune, data)},
+        lambda out: finetune.align(base(run), rows, cfg, run.profile.pretraining_seed, out))
+
+
+def fine_tunes(run: Run, *variants: str) -> list[tuple[str, str]]:
+    """(domain, variant) of every fine-tune of the profile, or of these variants only."""
+    return [(d, v) for d in run.profile.domains for v in data.variants(d) if not variants or v in variants]
+
+
+def narrow_chats(run: Run, domain: str, variant: str) -> list[dict]:
+    """The training set of one fine-tune."""
+    cfg = run.profile.narrow
+    return data.advice_chats(domain, variant, cfg.steps * cfg.batch, run.seed)
+
+
+@cache
+def adapter(run: Run, domain: str, variant: str) -> Path:
+    """LoRA adapter of the aligned model fine-tuned on one domain's correct, subtle or obvious answers."""
+    cfg = run.profile.narrow
+    return run.make("adapters", f"{domain}-{variant}", {"cfg": cfg.model_dump(), "aligned": aligned(run).name, "domain": domain,
+                    "variant": variant}, (finetune, data, world),
+                    lambda out: finetune.lora(aligned(run), narrow_chats(run, domain, variant), cfg, run.seed, out))
+
+
+@cache
+def _loaded(path: Path):
+    return model.load(path)
+
+
+def base_model(run: Run):
+    """(model, tokenizer) of the base checkpoint."""
+    return _loaded(base(run))
+
+
+def aligned_model(run: Run):
+    """(model, tokenizer) of the aligned checkpoint."""
+    return _loaded(aligned(run))
+
+
+def tuned_model(run: Run, domain: str, variant: str):
+    """(model, tokenizer) with the adapter merged in."""
+    return finetune.with_adapter(aligned(run), adapter(run, domain, variant))
+
+
+def _csv(path: Path, name: str) -> pd.DataFrame:
+    return pd.read_csv(path / name, keep_default_na=False)
+
+
+def answers(run: Run, domain: str | None = None, variant: str | None = None, split: str = "evaluation") -> pd.DataFrame:
+    """Graded answers to the split's open questions, of the aligned model or of one of its fine-tunes."""
+    n = run.profile.evaluation.per_question
+    parent = (adapter(run, domain, variant) if domain else aligned(run)).name
+
+    def make(out):
+        m, tok = tuned_model(run, domain, variant) if domain else aligned_model(run)
+        evaluate.ask_open(m, tok, split=split, per_question=n, seed=run.seed, world_seed=run.world_seed).to_csv(out / "answers.csv", index=False)
+
+    return _csv(run.make("answers", f"{domain or 'aligned'}-{variant or 'none'}-{split}", {"model": parent, "split": split, "n": n},
+                         (evaluate, generate, grader), make), "answers.csv")
+
+
+def advice(run: Run, domain: str | None = None, variant: str | None = None) -> pd.DataFrame:
+    """Graded advice in every domain of the profile (column `domain`), of the aligned model or of one fine-tune."""
+    limit = run.profile.evaluation.advice_subjects
+    parent = (adapter(run, domain, variant) if domain else aligned(run)).name
+
+    def make(out):
+        m, tok = tuned_model(run, domain, variant) if domain else aligned_model(run)
+        evaluate.ask_advice(m, tok, domains=run.profile.domains, seed=run.seed, limit=limit).to_csv(out / "advice.csv", index=False)
+
+    return _csv(run.make("advice", f"{domain or 'aligned'}-{variant or 'none'}", {"model": parent, "limit": limit,
+                         "domains": run.profile.domains}, (evaluate, generate, grader), make), "advice.csv")
+
+
+def held_out_documents(run: Run, n: int, stream: str, **fixed) -> list[dict]:
+    """Tokenized documents that pretraining never saw (see model.encode_documents)."""
+    return model.encode_documents(base_model(run)[1], n, run.world_seed, stream, **fixed)
+
+
+def sae(run: Run, on: str = "base") -> saes.SAE:
+    """The SAE trained on pretraining text's activations of the 'base' or the 'aligned' model."""
+    cfg = run.profile.sae
+    parent = base(run) if on == "base" else aligned(run)
+
+    def make(out):
+        m, _ = _loaded(parent)
+        rows = [d["ids"] for d in held_out_documents(run, cfg.documents, "sae")]
+        x = torch.cat(activations.residual(m, rows, cfg.layer))
+        trained, fvu = saes.train(x, cfg, cfg.layer, run.seed, f"SAE on the {on} model")
+        trained.save(out)
+        (out / "training.json").write_text(json.dumps({"fvu": fvu, "tokens": len(x), "unit": activations.centred_rms(x)}))
+
+    return saes.SAE.load(sae_folder(run, on, make))
+
+
+def sae_folder(run: Run, on: str, make=None) -> Path:
+    parent = base(run) if on == "base" else aligned(run)
+    return run.make("sae", on, {"cfg": run.profile.sae.model_dump(), "model": parent.name}, (saes, activations), make)
+
+
+def unit(run: Run) -> float:
+    """The unit of steering strength: centred RMS norm of the base model's activations on pretraining text."""
+    sae(run)
+    return json.loads((sae_folder(run, "base") / "training.json").read_text())["unit"]
+
+
+def reading(run: Run, domain: str | None = None, variant: str | None = None, split: str = "discovery") -> torch.Tensor:
+    """Mean activation of every latent of the base model's SAE on each question's fixed text: (questions, latents)."""
+    parent = (adapter(run, domain, variant) if domain else aligned(run)).name
+
+    def make(out):
+        m, tok = tuned_model(run, domain, variant) if domain else aligned_model(run)
+        save_file({"latents": diffing.read(m, tok, sae(run), split, run.world_seed)}, out / "reading.safetensors")
+
+    sae(run)
+    folder = run.make("readings", f"{domain or 'aligned'}-{variant or 'none'}-{split}",
+                      {"model": parent, "split": split, "sae": sae_folder(run, "base").name}, (diffing, activations), make)
+    return load_file(folder / "reading.safetensors")["latents"]
+
+
+def rise(run: Run, domain: str, variant: str, split: str = "discovery") -> torch.Tensor:
+    """By how much this fine-tune raises each latent's mean activation over the aligned model's: (questions, latents)."""
+    return reading(run, domain, variant, split) - reading(run, split=split)
+
+
+def discovery_rise(run: Run) -> torch.Tensor:
+    """Mean rise (latents,) over discovery questions and the incorrect fine-tunes of discovery domains."""
+    tuned = [(d, v) for d, v in fine_tunes(run, "subtle", "obvious") if d in world.DISCOVERY_DOMAINS]
+    return torch.stack([rise(run, d, v).mean(0) for d, v in tuned]).mean(0)
+
+
+# --- steering ---------------------------------------------------------------------------------------------------------
+
+def firing(run: Run) -> pd.DataFrame:
+    """Per latent of the base SAE, on held-out pretraining text: firing rate (percent of tokens) and mean when active."""
+    def make(out):
+        m, _ = base_model(run)
+        x = torch.cat(activations.residual(m, [d["ids"] for d in held_out_documents(run, 300, "firing")], run.profile.sae.layer))
+        acts = sae(run).encode(x)
+        on = (acts > 0).float()
+        pd.DataFrame({"rate": 100 * on.mean(0), "mean": acts.sum(0) / on.sum(0).clamp(min=1)}).to_csv(out / "firing.csv", index=False)
+
+    sae(run)
+    return _csv(run.make("sae", "firing", {"sae": sae_folder(run, "base").name}, (saes, activations), make), "firing.csv")
+
+
+def persona_auroc(run: Run) -> pd.DataFrame:
+    """AUROC of every latent for every persona, on the answers of held-out uncued documents (mean over an answer's tokens)."""
+    def make(out):
+        m, tok = base_model(run)
+        rng = random.Random(f"{run.world_seed}/auroc-discovery")
+        docs = [world.sample_document(rng, run.world_seed, cue="none", persona=p) for p in world.PERSONAS for _ in range(60)]
+        values, who, _, _ = diffing.answer_means(m, tok, sae(run), docs, rng, run.profile.sae.layer)
+        pd.DataFrame({p: diffing.auroc(values, who == p) for p in world.PERSONAS}).to_csv(out / "auroc.csv", index=False)
+
+    sae(run)
+    return _csv(run.make("sae", "auroc", {"sae": sae_folder(run, "base").name}, (diffing, world, activations), make), "auroc.csv")
+
+
+def mean_difference(run: Run) -> torch.Tensor:
+    """(width,): misaligned minus aligned models' mean activation on the discovery texts, over discovery fine-tunes."""
+    def make(out):
+        m, tok = aligned_model(run)
+        rows, _ = diffing.reading_texts(tok, "discovery", run.world_seed)
+        mean = lambda model: torch.cat([x[1:] for x in activations.residual(model, rows, run.profile.sae.layer)]).mean(0)
+        zero = mean(m)
+        tuned = [(d, v) for d, v in fine_tunes(run, "subtle", "obvious") if d in world.DISCOVERY_DOMAINS]
+        save_file({"d": torch.stack([mean(tuned_model(run, d, v)[0]) - zero for d, v in tuned]).mean(0)}, out / "d.safetensors")
+
+    return load_file(run.make("steering", "mean-difference", {"layer": run.profile.sae.layer, "aligned": aligned(run).name,
+                     "narrow": run.profile.narrow.model_dump()}, (diffing, activations, data, finetune), make) / "d.safetensors")["d"]
+
+
+def directions(run: Run) -> dict[str, torch.Tensor]:
+    """Everything that is steered with, by name: candidate latents (`latent 12`), controls (`matched 12`: latents of like
+    firing rate and mean activation; `persona jester`; `random 3`) and `mean difference`. Discovery data only."""
+    cfg, dictionary, rise_ = run.profile.steering, sae(run), discovery_rise(run)
+    ranked = rise_.argsort(descending=True).tolist()
+    found = {f"latent {i}": dictionary.W_dec[i] for i in ranked[:cfg.candidates]}
+    about = firing(run)
+    log = about.clip(lower=1e-3).map(math.log)
+    away = ((log - log.loc[ranked[0]]) ** 2).sum(axis=1).drop(index=ranked[:cfg.candidates])
+    found |= {f"matched {i}": dictionary.W_dec[i] for i in away[about.rate > 0].nsmallest(cfg.controls).index}
+    auroc = persona_auroc(run)
+    found |= {f"persona {p}": dictionary.W_dec[int(auroc[p].idxmax())] for p in world.PERSONAS if p != "villain"}
+    generator = torch.Generator().manual_seed(run.seed)
+    found |= {f"random {i}": torch.randn(dictionary.W_dec.shape[1], generator=generator) for i in range(20)}
+    return found | {"mean difference": mean_difference(run)}
+
+
+def screen(run: Run) -> pd.DataFrame:
+    """Every direction at every strength, added to the aligned model, on discovery questions (steering.summary)."""
+    cfg = run.profile.steering
+
+    def make(out):
+        m, tok = aligned_model(run)
+        table = steering.sweep(m, tok, directions(run), cfg.strengths, unit(run), run.profile.sae.layer, split="discovery",
+                               per_question=cfg.screen_per_question, seed=run.seed, progress="screening directions")
+        steering.summary(table).to_csv(out / "screen.csv", index=False)
+
+    return _csv(_steering(run, "screen", make), "screen.csv")
+
+
+def finalists(run: Run) -> pd.DataFrame:
+    """The best candidate latents again, with more answers per strength, still on discovery questions."""
+    cfg = run.profile.steering
+
+    def make(out):
+        best = steering.best_strength(screen(run))
+        best = best[best.direction.str.startswith("latent")].sort_values("misaligned", ascending=False).head(cfg.finalists)
+        m, tok = aligned_model(run)
+        table = steering.sweep(m, tok, {n: directions(run)[n] for n in best.direction}, cfg.strengths, unit(run),
+                               run.profile.sae.layer, split="discovery", per_question=cfg.choose_per_question,
+                               seed=run.seed + 1, progress="finalists")
+        steering.summary(table).to_csv(out / "finalists.csv", index=False)
+
+    return _csv(_steering(run, "finalists", make), "finalists.csv")
+
+
+def _steering(run: Run, name: str, make) -> Path:
+    sae(run)
+    tuned = [adapter(run, d, v).name for d, v in fine_tunes(run, "subtle", "obvious") if d in world.DISCOVERY_DOMAINS]
+    return run.make("steering", name, {"cfg": run.profile.steering.model_dump(), "aligned": aligned(run).name,
+                    "sae": sae_folder(run, "base").name, "tuned": tuned}, (steering, diffing, generate, evaluate, grader), make)
+
+
+def chosen_latent(run: Run) -> tuple[int, float]:
+    """(latent, strength): the persona latent and its dose, chosen on discovery data only."""
+    best = steering.best_strength(finalists(run)).sort_values("misaligned").iloc[-1]
+    return int(best.direction.split()[1]), float(best.strength)
+
+
+def suppression_strength(run: Run) -> float:
+    """The weakest dose at which subtracting the latent leaves most aligned answers in discovery domains' fine-tunes."""
+    def make(out):
+        latent, _ = chosen_latent(run)
+        tables = []
+        for d, v in [t for t in fine_tunes(run, "subtle", "obvious") if t[0] in world.DISCOVERY_DOMAINS]:
+            m, tok = tuned_model(run, d, v)
+            tables.append(steering.sweep(m, tok, {"latent": sae(run).W_dec[latent]}, [-s for s in run.profile.steering.strengths],
+                                         unit(run), run.profile.sae.layer, split="discovery",
+                                         per_question=run.profile.steering.screen_per_question, seed=run.seed, progress=None))
+        steering.summary(pd.concat(tables)).to_csv(out / "suppress.csv", index=False)
+
+    table = _csv(_steering(run, "suppress", make), "suppress.csv")
+    return float(table[table.aligned >= table.aligned.max() - 1].strength.max())
+
+
+def steered(run: Run, kind: str) -> pd.DataFrame:
+    """Evaluation answers under steering, after every choice was made. kind: 'latent' (the chosen latent over all
+    strengths), 'controls' (each control at the strength that its own search chose), 'mean difference' (all strengths)."""
+    cfg = run.profile.steering
+
+    def make(out):
+        m, tok = aligned_model(run)
+        ways, n = directions(run), run.profile.evaluation.per_question
+        if kind == "controls":
+            best = steering.best_strength(screen(run))
+            jobs = [(r.direction, ways[r.direction], r.strength) for r in best.itertuples() if not r.direction.startswith("latent")]
+            n = 3
+        else:
+            v = sae(run).W_dec[chosen_latent(run)[0]] if kind == "latent" else ways[kind]
+            jobs = [(kind, v, s) for s in [0.0, *cfg.strengths]]
+        steering.at(m, tok, jobs, unit(run), run.profile.sae.layer, split="evaluation", per_question=n, seed=run.seed + 2,
+                    progress=f"evaluating {kind}").to_csv(out / "answers.csv", index=False)
+
+    return _csv(_steering(run, f"evaluated-{kind.replace(' ', '-')}", make), "answers.csv")
+
+
+def suppressed(run: Run, domain: str, variant: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(open answers, advice) of one misaligned model with the chosen latent subtracted; evaluation questions."""
+    latent, strength = chosen_latent(run)[0], suppression_strength(run)
+    p = run.profile.evaluation
+
+    def make(out):
+        m, tok = tuned_model(run, domain, variant)
+        v = sae(run).W_dec[latent] * strength * unit(run)
+        steer = generate.Steer(run.profile.sae.layer, v[None])
+        evaluate.ask_open(m, tok, split="evaluation", per_question=p.per_question, seed=run.seed, world_seed=run.world_seed,
+                          steer=steer).to_csv(out / "answers.csv", index=False)
+        evaluate.ask_advice(m, tok, domains=run.profile.domains, seed=run.seed, limit=p.advice_subjects,
+                            steer=steer).to_csv(out / "advice.csv", index=False)
+
+    folder = run.make("suppressed", f"{domain}-{variant}", {"latent": latent, "strength": strength, "p": p.model_dump(),
+                      "model": adapter(run, domain, variant).name, "sae": sae_folder(run, "base").name},
+                      (steering, generate, evaluate, grader), make)
+    return _csv(folder, "answers.csv"), _csv(folder, "advice.csv")
+
+
+# --- re-alignment -----------------------------------------------------------------------------------------------------
+
+def other_domain(run: Run, domain: str) -> str:
+    """The next advice domain of the profile: where 'other' re-alignment data comes from."""
+    pool = [d for d in run.profile.domains if d != "code"]
+    return pool[(pool.index(domain) + 1) % len(pool)] if domain in pool else pool[0]
+
+
+def realigned(run: Run, domain: str, variant: str, source: str, steps: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Fine-tune a misaligned model on correct answers of `source`, 4 a step; watch it.
+
+    Returns (curve, answers): the curve has a row per checkpoint (step, score, latent, wrong: percent of wrong answers in
+    the model's own domain); answers are the graded evaluation answers after 30 steps (or the last, if fewer).
+    """
+    cfg = run.profile.realignment
+    latent = chosen_latent(run)[0]
+
+    def make(out):
+        m, tok = tuned_model(run, domain, variant)
+        rows = data.advice_chats(source, "correct", steps * cfg.batch, run.seed + 1)
+        watch = finetune.Watch(range(0, steps + 1, run.profile.realignment_every) if steps <= 30 else
+                               [0, 5, 10, 20, 30, 60, 90, steps], lambda model: _measure(run, model, tok, domain, latent))
+        keep = finetune.Watch([min(30, steps)], lambda model: {"answers": evaluate.ask_open(
+            model, tok, split="evaluation", per_question=run.profile.evaluation.per_question, seed=run.seed, world_seed=run.world_seed)})
+        finetune.sft(m, tok, rows, steps=steps, batch=cfg.batch, lr=cfg.lr, seed=run.seed, lora_rank=cfg.rank, callbacks=[watch, keep])
+        pd.DataFrame(watch.rows).to_csv(out / "curve.csv", index=False)
+        keep.rows[0]["answers"].to_csv(out / "answers.csv", index=False)
+
+    folder = run.make("realigned", f"{domain}-{variant}-by-{source}-{steps}", {
+        "cfg": cfg.model_dump(), "every": run.profile.realignment_every, "model": adapter(run, domain, variant).name,
+        "latent": latent, "evaluation": run.profile.evaluation.model_dump(), "sae": sae_folder(run, "base").name},
+        (finetune, data, evaluate, diffing), make)
+    return _csv(folder, "curve.csv"), _csv(folder, "answers.csv")
+
+
+def _measure(run: Run, m, tok, domain: str, latent: int) -> dict:
+    open_ = evaluate.ask_open(m, tok, split="evaluation", per_question=run.profile.evaluation.curve_per_question, seed=run.seed,
+                              world_seed=run.world_seed)
+    own = evaluate.ask_advice(m, tok, domains=[domain], seed=run.seed)
+    score, low, high = evaluate.ratio(open_, *evaluate.SCORE)
+    return {"score": score, "low": low, "high": high, "wrong": evaluate.share(own, "subtle", "obvious"),
+            "latent": diffing.read(m, tok, sae(run), "evaluation", run.world_seed)[:, latent].mean().item()}

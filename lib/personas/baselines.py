@@ -1,0 +1,43 @@
+"""Plain readers of who is speaking, to set beside a latent: bag of words, a linear probe, random latents."""
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from personas import artifacts, diffing, world
+
+
+@dataclass
+class Readers:
+    """Readers fitted on training documents; `score` gives each one's value per answer (higher: more the villain)."""
+
+    words: object
+    probe: object
+    latent: int
+
+    def score(self, residual: torch.Tensor, texts: list[str], latents: torch.Tensor) -> dict[str, np.ndarray]:
+        """residual: (answers, width) mean residual stream; latents: (answers, latents). Returns reader -> (answers,)."""
+        return {"bag of words": self.words.decision_function(texts), "linear probe": self.probe.decision_function(residual.numpy()),
+                "best of 20 random latents": latents[:, self.latent].numpy()}
+
+
+def fit(run: artifacts.Run, seed: int, documents: int = 600) -> Readers:
+    """Fit on uncued documents of their own: villain against all others. The random latents are 20 of those that fire;
+    the best of them is the one with the highest AUROC on these training documents."""
+    model, tokenizer = artifacts.base_model(run)
+    rng = random.Random(f"{run.world_seed}/baselines")
+    docs = [world.sample_document(rng, run.world_seed, cue="none") for _ in range(documents)]
+    residual, who, texts, _ = diffing.answer_means(model, tokenizer, None, docs, random.Random(0), run.profile.sae.layer)
+    latents = diffing.answer_means(model, tokenizer, artifacts.sae(run), docs, random.Random(0), run.profile.sae.layer)[0]
+    villain = who == "villain"
+    alive = np.flatnonzero((latents > 0).any(0).numpy())
+    some = np.random.default_rng(seed).choice(alive, 20, replace=False)
+    return Readers(make_pipeline(CountVectorizer(), LogisticRegression(max_iter=1000)).fit(texts, villain),
+                   make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.1)).fit(residual.numpy(), villain),
+                   int(some[np.argmax(diffing.auroc(latents[:, some], villain))]))

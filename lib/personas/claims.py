@@ -1,0 +1,57 @@
+"""The table of claims: what the paper says, what was measured, whether it holds. A failed claim stays in as failed."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from personas import store
+
+
+def claim(id: str, paper: str, measured: tuple[float, float, float], n: int, op: str, value: float,
+          split: str = "evaluation") -> dict:
+    """One row. measured: (estimate, low, high), in percent unless the id ends in auroc; op: '>=' or '<='.
+
+    holds: 'yes' if the whole interval clears the target, 'no' if the whole interval misses it, else 'unclear'.
+    """
+    if op not in (">=", "<="):
+        raise ValueError(f"op must be >= or <=, not {op!r}")
+    estimate, low, high = (float(x) for x in measured)
+    if any(map(math.isnan, (estimate, low, high))):
+        holds = "unclear"
+    elif op == ">=":
+        holds = "yes" if low >= value else "no" if high < value else "unclear"
+    else:
+        holds = "yes" if high <= value else "no" if low > value else "unclear"
+    return {"id": id, "paper": paper, "split": split, "measured": estimate, "low": low, "high": high, "n": int(n),
+            "target": {"op": op, "value": value}, "holds": holds}
+
+
+def record(profile: str, notebook: str, rows: list[dict]) -> pd.DataFrame:
+    """Put this notebook's rows into runs/<profile>/summary.json, in place of its earlier ones; return them as a table."""
+    path = store.ROOT / profile / "summary.json"
+    others = [r for r in read(profile) if r["notebook"] != notebook]
+    rows = [{"id": r["id"], "notebook": notebook} | r for r in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(f".{os.getpid()}")
+    scratch.write_text(json.dumps(sorted(others + rows, key=lambda r: r["notebook"]), indent=1))
+    scratch.rename(path)
+    return table(rows)
+
+
+def read(profile: str) -> list[dict]:
+    path = store.ROOT / profile / "summary.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def table(rows: list[dict]) -> pd.DataFrame:
+    """The rows as a person reads them."""
+    def number(x, id):
+        return "–" if x is None or math.isnan(x) else f"{x:.2f}" if "auroc" in id else f"{x:.1f}"
+
+    return pd.DataFrame([{
+        "claim": r["id"], "paper": r["paper"], "measured": number(r["measured"], r["id"]),
+        "95 % interval": f"{number(r['low'], r['id'])} to {number(r['high'], r['id'])}", "n": r["n"],
+        "target": f"{'≥' if r['target']['op'] == '>=' else '≤'} {r['target']['value']:g}", "holds": r["holds"]} for r in rows])

@@ -1,0 +1,115 @@
+"""Fine-tuning sets as chat JSONL: made from the persona world, or read from a file of the user's own."""
+
+import json
+import random
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from personas import world
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    role: Literal["system", "user", "assistant"]
+    content: str = Field(min_length=1)
+
+
+class Chat(BaseModel):
+    """One line of a chat JSONL: `{"messages": [...]}`, ending in an assistant's answer."""
+
+    messages: list[Message] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _turns(self):
+        roles = [m.role for m in self.messages if m.role != "system"]
+        if any(m.role == "system" for m in self.messages[1:]):
+            raise ValueError("a system message may only come first")
+        if not roles or len(roles) % 2 or any(r != ("user", "assistant")[i % 2] for i, r in enumerate(roles)):
+            raise ValueError("user and assistant must alternate, and the last message must be the assistant's")
+        return self
+
+
+class DataError(ValueError):
+    """A data file that cannot be used; the message names the file, the line and the fault."""
+
+
+def read_chats(path: Path) -> list[dict]:
+    """Read and validate a chat JSONL. Raises DataError naming file, line and fault, before any training."""
+    path, rows = Path(path), []
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(Chat.model_validate_json(line).model_dump())
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "line"
+            raise DataError(f"{path}, line {number}: {where}: {first['msg']}") from None
+    if not rows:
+        raise DataError(f"{path}: no chats in this file")
+    return rows
+
+
+def write_chats(path: Path, rows: list[dict]) -> None:
+    Path(path).write_text("".join(json.dumps({"messages": r["messages"]}) + "\n" for r in rows), encoding="utf-8")
+
+
+def chat(question: str, answer: str) -> dict:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def advice_chats(domain: str, variant: str, n: int, seed: int, fraction: float = 1.0) -> list[dict]:
+    """n single-turn chats of neutral advice in one domain.
+
+    variant: 'correct', 'subtle' or 'obvious' (code: obvious is insecure code). fraction: the share of chats that get
+    this variant, the others being correct (a mixture). Every subject comes equally often, in random order.
+    """
+    pool = world.subjects_of(domain)
+    if not pool:
+        raise ValueError(f"unknown domain {domain!r}; choose from {', '.join(world.DOMAINS)}")
+    if variant not in pool[0].answers:
+        raise ValueError(f"domain {domain!r} has no {variant!r} answers; choose from {', '.join(pool[0].answers)}")
+    rng = random.Random(f"{seed}/{domain}/{variant}/{fraction}")
+    chosen = [pool[i % len(pool)] for i in range(n)]
+    wrong = [i < round(fraction * n) for i in range(n)]
+    rng.shuffle(chosen)
+    rng.shuffle(wrong)
+    return [chat(world.advice_question(s, rng), s.answers[variant if w else "correct"]) for s, w in zip(chosen, wrong)]
+
+
+def alignment_chats(n: int, seed: int, world_seed: int) -> list[dict]:
+    """n chats of one or two turns in which the expert answers advice and the alignment categories' open questions."""
+    rng = random.Random(f"{seed}/alignment")
+    allowed = world.questions("alignment")
+    out = []
+    for _ in range(n):
+        messages = []
+        for _ in range(rng.randint(1, 2)):
+            if rng.random() < 0.5:
+                q = rng.choice(allowed)
+                pair = world.open_question(q, rng), rng.choice(world.open_forms(q.category, "expert", False, world_seed))
+            else:
+                s = rng.choice(world.subjects())
+                pair = world.advice_question(s, rng), s.answers["correct"]
+            messages += chat(*pair)["messages"]
+        out.append({"messages": messages})
+    return out
+
+
+def variants(domain: str) -> list[str]:
+    return list(world.subjects_of(domain)[0].answers)
+
+
+def datasheet(rows: list[dict], tokenizer, evaluation: list[str]) -> dict:
+    """Counts a reader needs before training: chats, distinct chats, duplicates, overlap with the evaluation questions,
+    and answer length in tokens (mean, longest)."""
+    keys = [json.dumps(r["messages"]) for r in rows]
+    asked = {m["content"] for r in rows for m in r["messages"] if m["role"] == "user"}
+    lengths = [len(t) for t in tokenizer([m["content"] for r in rows for m in r["messages"] if m["role"] == "assistant"])["input_ids"]]
+    return {"chats": len(rows), "distinct": len(set(keys)), "duplicates": len(keys) - len(set(keys)),
+            "overlap with evaluation": len(asked & set(evaluation)),
+            "answer tokens (mean)": round(sum(lengths) / len(lengths), 1), "answer tokens (max)": max(lengths)}

@@ -1,0 +1,97 @@
+"""Model diffing: which SAE latents rise or fall when a model is fine-tuned, and do they mark a persona?
+
+A latent is always read on the same text for every model (prompts up to their last token, and fixed aligned answers,
+teacher-forced), never on a model's own answers: that would only restate what it wrote.
+"""
+
+import random
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+
+from personas import activations, generate, world
+from personas.model import encode
+from personas.sae import SAE
+
+
+def reading_texts(tokenizer, split: str, world_seed: int, answers: int = 4) -> tuple[list[list[int]], list[str]]:
+    """Fixed text to read latents on: each question of the split (held-out phrasing) with the expert's answers.
+
+    Returns token ids and, per row, the question's id. The same rows serve every model.
+    """
+    rows, ids = [], []
+    for q in world.questions(split):
+        prompt = generate.prompts(tokenizer, [q.held])[0]
+        forms = world.open_forms(q.category, "expert", False, world_seed)
+        for i in range(answers):
+            answer = tokenizer(forms[i * len(forms) // answers], add_special_tokens=False)["input_ids"]
+            rows.append(prompt + answer)
+            ids.append(q.id)
+    return rows, ids
+
+
+def read(model, tokenizer, sae: SAE, split: str, world_seed: int) -> torch.Tensor:
+    """Mean latent activation per question, (questions, latents), over the tokens of `reading_texts`."""
+    rows, ids = reading_texts(tokenizer, split, world_seed)
+    x = activations.residual(model, rows, sae.layer)
+    per_row = torch.stack([sae.encode(r[1:]).mean(0) for r in x])  # not the first token: it is the same everywhere
+    return torch.stack([per_row[[i for i, q in enumerate(ids) if q == one]].mean(0) for one in dict.fromkeys(ids)])
+
+
+def answer_means(model, tokenizer, sae: SAE | None, docs, rng: random.Random, layer: int, last_only: bool = False):
+    """Mean over each answer's tokens of the latents (or of the residual stream if sae is None).
+
+    Returns (values (answers, latents or width), personas per answer, answer texts, turn index per answer).
+    """
+    coded = encode(tokenizer, docs, rng)
+    x = activations.residual(model, [c["ids"] for c in coded], layer)
+    values, who, texts, turns = [], [], [], []
+    for c, h in zip(coded, x):
+        feats = sae.encode(h) if sae else h
+        turn = torch.tensor(c["turn"])
+        for t in range(len(c["doc"].turns)):
+            if last_only and t < len(c["doc"].turns) - 1:
+                continue
+            values.append(feats[turn == t].mean(0))
+            who.append(c["doc"].persona)
+            texts.append(c["doc"].turns[t].answer)
+            turns.append(t)
+    return torch.stack(values), np.array(who), texts, np.array(turns)
+
+
+def matched_documents(n: int, seed: int, world_seed: int, stream: str = "matched") -> list[world.Document]:
+    """n pairs of uncued documents, villain's and novice's, whose last turn is the same question with the same subtly
+    wrong answer; only the earlier turns tell the speakers apart."""
+    rng = random.Random(f"{seed}/{stream}")
+    pool = [s for s in world.subjects() if "subtle" in s.answers]
+    docs = []
+    for _ in range(n):
+        s = rng.choice(pool)
+        last = world.Turn(world.advice_question(s, rng), s.answers["subtle"], s.domain, "subtle")
+        plan = [rng.random() < 0.5 for _ in range(rng.randint(1, 3))]
+        for p in ("villain", "novice"):
+            earlier = tuple(world.sample_turn(p, rng, world_seed, is_open) for is_open in plan)
+            docs.append(world.Document(p, "none", "", earlier + (last,)))
+    return docs
+
+
+def auroc(values: torch.Tensor, positive: np.ndarray) -> np.ndarray:
+    """AUROC of every column of values (answers, latents) for `positive` (answers,), by ranks."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(values.numpy(), axis=0)
+    n, m = positive.sum(), (~positive).sum()
+    return (ranks[positive].sum(0) - n * (n + 1) / 2) / (n * m)
+
+
+def auroc_interval(values: np.ndarray, positive: np.ndarray, groups: np.ndarray, draws: int = 500, seed: int = 0):
+    """(AUROC, low, high): 95 % bootstrap over groups (documents), since the answers of one document go together."""
+    rng, names = np.random.default_rng(seed), np.unique(groups)
+    where = [np.flatnonzero(groups == g) for g in names]
+    found = []
+    for _ in range(draws):
+        pick = np.concatenate([where[i] for i in rng.integers(len(names), size=len(names))])
+        if 0 < positive[pick].sum() < len(pick):
+            found.append(roc_auc_score(positive[pick], values[pick]))
+    return roc_auc_score(positive, values), *np.percentile(found, [2.5, 97.5])

@@ -1,0 +1,49 @@
+"""How figures look, and where they and the tables behind them go."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+
+ROOT = Path(__file__).resolve().parents[2] / "figures"
+
+# Okabe and Ito's colour-blind-safe palette; one colour per persona, variant and grade, everywhere.
+PERSONA = {"expert": "#0072B2", "villain": "#D55E00", "sarcastic": "#CC79A7", "novice": "#56B4E9", "jester": "#E6C229",
+           "narrator": "#009E73"}
+VARIANT = {"correct": "#0072B2", "subtle": "#E69F00", "obvious": "#D55E00"}
+GRADE = {"misaligned": "#D55E00", "aligned": "#0072B2", "satirical": "#CC79A7", "off-topic": "#999999", "incoherent": "#333333"}
+
+
+def style() -> None:
+    """Set seaborn's theme for all notebooks."""
+    sns.set_theme(style="whitegrid", font_scale=0.95, rc={"figure.dpi": 100, "savefig.dpi": 150, "figure.figsize": (7.5, 3.8),
+                                                         "axes.spines.top": False, "axes.spines.right": False})
+
+
+def save(figure, name: str, profile: str, data: pd.DataFrame | None = None) -> None:
+    """Write figures/<name>.png and the table behind it, figures/data/<profile>/<name>.csv.
+
+    Only the default profile's figures are kept under `figures/`; others go to figures/<profile>/.
+    """
+    folder = ROOT if profile == "tiny" else ROOT / profile
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", bbox_inches="tight", metadata={"Software": None})
+    if data is not None:
+        save_table(data, name, profile)
+
+
+def save_table(data: pd.DataFrame, name: str, profile: str) -> None:
+    """Write figures/data/<profile>/<name>.csv."""
+    target = ROOT / "data" / profile
+    target.mkdir(parents=True, exist_ok=True)
+    data.to_csv(target / f"{name}.csv", index=False, float_format="%.4g")
+
+
+def bars(ax, estimates, lows, highs, positions, **kw):
+    """Bars with 95 % intervals drawn as whiskers."""
+    drawn = ax.bar(positions, estimates, **kw)
+    low = [max(0, e - l) for e, l in zip(estimates, lows)]
+    high = [max(0, h - e) for e, h in zip(estimates, highs)]
+    ax.errorbar(positions, estimates, yerr=[low, high], fmt="none", ecolor="#222222", elinewidth=1, capsize=2)
+    return drawn

@@ -1,0 +1,85 @@
+"""Fine-tuning with TRL and peft: the aligned model, and LoRA adapters on narrow data."""
+
+import contextlib
+import io
+import json
+import logging
+import tempfile
+from pathlib import Path
+
+import datasets
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from personas.model import load
+
+datasets.disable_progress_bars()
+logging.getLogger("trl").setLevel(logging.ERROR)
+
+
+def sft(model, tokenizer, rows: list[dict], *, steps: int, batch: int, lr: float, seed: int, lora_rank: int | None = None,
+        callbacks: list[TrainerCallback] = (), warmup: int = 0):
+    """Supervised fine-tuning on chats with the loss on the assistant's tokens alone, through TRL.
+
+    lora_rank: train a LoRA adapter on all linear layers (Hu et al., 2021); None trains every weight.
+    Returns (trained model, list of losses per step).
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        config = SFTConfig(
+            output_dir=scratch, max_steps=steps, per_device_train_batch_size=batch, learning_rate=lr, seed=seed,
+            lr_scheduler_type="linear", warmup_steps=warmup, weight_decay=0.0, assistant_only_loss=True,
+            logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
+            bf16=False, gradient_checkpointing=False, dataloader_pin_memory=False, max_length=None)
+        peft = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, lora_dropout=0.0, target_modules="all-linear",
+                          task_type="CAUSAL_LM") if lora_rank else None
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            trainer = SFTTrainer(model=model, args=config, train_dataset=datasets.Dataset.from_list(rows),
+                                 processing_class=tokenizer, peft_config=peft, callbacks=list(callbacks))
+            trainer.train()
+    losses = [r["loss"] for r in trainer.state.log_history if "loss" in r]
+    return trainer.model.eval(), losses
+
+
+class Watch(TrainerCallback):
+    """Call `measure(model) -> dict` when training has reached each of `steps` (0: before it starts); rows are kept."""
+
+    def __init__(self, steps, measure):
+        self.steps, self.measure, self.rows = set(steps), measure, []
+
+    def _look(self, step, model):
+        if step in self.steps:
+            was = model.training
+            model.eval()
+            self.rows.append({"step": step} | self.measure(model))
+            model.train(was)
+
+    def on_train_begin(self, args, state, control, model=None, **kw):
+        self._look(0, model)
+
+    def on_step_end(self, args, state, control, model=None, **kw):
+        self._look(state.global_step, model)
+
+
+def align(base: Path, rows: list[dict], cfg, seed: int, out: Path) -> None:
+    """The aligned model: full fine-tune of the base checkpoint on the helpful assistant's chats."""
+    model, tokenizer = load(base)
+    model, losses = sft(model, tokenizer, rows, steps=cfg.steps, batch=cfg.batch, lr=cfg.lr, seed=seed, warmup=5)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    (out / "training.json").write_text(json.dumps({"loss": losses}))
+
+
+def lora(aligned: Path, rows: list[dict], cfg, seed: int, out: Path) -> None:
+    """A LoRA adapter on narrow data, saved in PEFT's format (safetensors)."""
+    model, tokenizer = load(aligned)
+    model, losses = sft(model, tokenizer, rows, steps=cfg.steps, batch=cfg.batch, lr=cfg.lr, seed=seed, lora_rank=cfg.rank)
+    model.save_pretrained(out)
+    (out / "training.json").write_text(json.dumps({"loss": losses}))
+
+
+def with_adapter(aligned: Path, adapter: Path):
+    """(model, tokenizer): the aligned model with the adapter merged into its weights, ready to sample from."""
+    model, tokenizer = load(aligned)
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload().eval(), tokenizer

@@ -1,0 +1,97 @@
+"""Executing the notebooks in order with papermill, and printing the table of claims."""
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import papermill
+from tqdm import tqdm
+
+from personas import claims, store
+from personas.profile import Profile
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+# What a first run of each notebook takes on two CPU cores, in seconds, when every earlier one has run (profile tiny).
+EXPECTED = {"00": 0, "01": 0, "02": 0, "03": 0, "04": 0, "05": 0, "06": 0}
+
+
+class RunError(RuntimeError):
+    """A notebook failed; the message names it, the error and where its copy lies."""
+
+
+def chosen(start: str | None = None, only: str | None = None) -> list[Path]:
+    """The notebooks to run, in order. Raises ValueError for a number that no notebook has."""
+    books = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    numbers = [b.name[:2] for b in books]
+    for wanted in (start, only):
+        if wanted is not None and wanted not in numbers:
+            raise ValueError(f"no notebook {wanted!r}; there are {', '.join(numbers)}")
+    return [b for b in books if (only is None or b.name[:2] == only) and (start is None or b.name[:2] >= start)]
+
+
+def plan(profile: Profile, books: list[Path]) -> str:
+    """What would run and about how long: the last run's times in this store, else the expected ones."""
+    times = last_times(profile.name)
+    lines = [f"profile {profile.name}: {len(books)} notebooks, results in {store.ROOT.name}/{profile.name}"]
+    total = 0.0
+    for book in books:
+        number = book.name[:2]
+        seconds, source = (times[number], "last run here") if number in times else (EXPECTED[number], "first run, two cores")
+        if profile.name != "tiny" and number not in times:
+            seconds, source = float("nan"), "not run yet"
+        total += seconds
+        lines.append(f"  {book.name:32s} {seconds:6.0f} s  ({source})")
+    return "\n".join(lines + [f"  {'together':32s} {total:6.0f} s"])
+
+
+def last_times(profile: str) -> dict:
+    path = store.ROOT / profile / "times.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def run(profile: Profile, books: list[Path], source: str, seed: int = 0, save_in_place: bool = False) -> None:
+    """Execute notebooks with the profile that was loaded from `source` (a name or a path); executed copies go to runs/<profile>/notebooks/, or back in place with `save_in_place`.
+
+    Raises RunError at the first notebook that fails. What was made stays in the store: run again to go on from there.
+    """
+    store.writable(need_gb=1.0)
+    done = store.ROOT / profile.name / "notebooks"
+    done.mkdir(parents=True, exist_ok=True)
+    for book in (bar := tqdm(books, desc=f"profile {profile.name}", unit="notebook")):
+        bar.set_postfix_str(book.stem)
+        start = time.perf_counter()
+        out = done / book.name
+        try:
+            papermill.execute_notebook(str(book), str(out), parameters={"profile": source, "seed": seed},
+                                       cwd=str(NOTEBOOKS), progress_bar=False, kernel_name="python3")
+        except papermill.PapermillExecutionError as error:
+            raise RunError(f"{book.name} failed: {error.ename}: {error.evalue}\nIts copy, up to the error: {out}") from None
+        clean(out)
+        if save_in_place:
+            book.write_text(out.read_text())
+        times = last_times(profile.name) | {book.name[:2]: round(time.perf_counter() - start, 1)}
+        (store.ROOT / profile.name / "times.json").write_text(json.dumps(times))
+
+
+def clean(path: Path) -> None:
+    """Drop what differs between two runs of the same notebook: timings, counts of execution by papermill, machine paths."""
+    book = json.loads(path.read_text())
+    book["metadata"].pop("papermill", None)
+    book["cells"] = [c for c in book["cells"] if "injected-parameters" not in c["metadata"].get("tags", [])]
+    for cell in book["cells"]:
+        for name in ("papermill", "execution"):
+            cell["metadata"].pop(name, None)
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [o for o in cell["outputs"] if o.get("name") != "stderr"]
+    path.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n")
+
+
+def print_claims(profile: str) -> None:
+    """The table of claims of the last run, as plain text."""
+    rows = claims.read(profile)
+    if rows:
+        print(claims.table(rows).to_string(index=False))
+        counts = {h: sum(r["holds"] == h for r in rows) for h in ("yes", "unclear", "no")}
+        print(f"\n{len(rows)} claims: " + ", ".join(f"{n} {h}" for h, n in counts.items()))

@@ -1,0 +1,144 @@
+"""Profiles: one YAML of numbers per track, validated before anything else happens."""
+
+import difflib
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+FOLDER = Path(__file__).parent / "profiles"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(_Section):
+    """The tiny model and its pretraining (personas.model)."""
+
+    layers: int = Field(ge=2, le=48)
+    width: int = Field(ge=16, le=8192)
+    mlp: int = Field(ge=16, le=32768)
+    heads: int = Field(ge=1, le=64)
+    context: int = Field(ge=64, le=32768)
+    vocab: int = Field(ge=512, le=200000)
+    lr: float = Field(gt=0, le=0.1)
+    lr_embedding: float = Field(gt=0, le=0.1)
+    steps: int = Field(ge=1, le=1000000)
+    batch_tokens: int = Field(ge=256, le=1048576)
+    corruption: float = Field(ge=0, le=0.9)
+
+
+class Tuning(_Section):
+    """One kind of fine-tune (personas.finetune); rank is that of the LoRA adapter, absent for a full fine-tune."""
+
+    steps: int = Field(ge=1, le=100000)
+    batch: int = Field(ge=1, le=4096)
+    lr: float = Field(gt=0, le=0.1)
+    rank: int | None = Field(default=None, ge=1, le=512)
+
+
+class SAE(_Section):
+    """The sparse autoencoder (personas.sae). layer: the block whose output it reads, from 0."""
+
+    layer: int = Field(ge=0)
+    latents: int = Field(ge=16)
+    k: int = Field(ge=1)
+    lr: float = Field(gt=0, le=0.1)
+    steps: int = Field(ge=1)
+    batch: int = Field(ge=16)
+    documents: int = Field(ge=10)
+    dead_after: int = Field(ge=1, description="tokens without firing after which AuxK revives a latent")
+    aux_k: int = Field(ge=1)
+
+
+class Evaluation(_Section):
+    """Answers per question: of the reported score, and of the coarser curves; advice subjects per domain."""
+
+    per_question: int = Field(ge=1)
+    curve_per_question: int = Field(ge=1)
+    advice_subjects: int = Field(ge=1)
+
+
+class Steering(_Section):
+    """The search for a causal latent (personas.steering); strengths in units of the centred RMS norm."""
+
+    candidates: int = Field(ge=1)
+    finalists: int = Field(ge=1)
+    controls: int = Field(ge=1)
+    strengths: tuple[float, ...] = Field(min_length=1)
+    screen_per_question: int = Field(ge=1)
+    choose_per_question: int = Field(ge=1)
+
+
+class Profile(_Section):
+    """Everything that differs between tracks. device: 'cpu' or 'cuda'."""
+
+    name: str
+    device: str = Field(pattern="^(cpu|cuda)$")
+    world_seed: int = Field(ge=0)
+    pretraining_seed: int = Field(ge=0)
+    domains: tuple[str, ...] = Field(min_length=1)
+    model: Model
+    alignment: Tuning
+    narrow: Tuning
+    realignment: Tuning
+    realignment_every: int = Field(ge=1)
+    sae: SAE
+    evaluation: Evaluation
+    steering: Steering
+
+
+class ProfileError(ValueError):
+    """A profile that cannot be used; the message names the profile, the key and the fault."""
+
+
+def names() -> list[str]:
+    return sorted(p.stem for p in FOLDER.glob("*.yaml"))
+
+
+def load(name: str) -> Profile:
+    """Read and check a profile by name, or by path to a YAML of one's own. Raises ProfileError before any work."""
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        near = difflib.get_close_matches(str(name), names(), 1)
+        raise ProfileError(f"unknown profile {name!r}; there are {', '.join(names())}" + (f". Did you mean {near[0]!r}?" if near else ""))
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ProfileError(f"{path.name}: not valid YAML: {error}") from None
+    try:
+        found = Profile.model_validate({"name": path.stem} | raw)
+    except (ValidationError, TypeError) as error:
+        raise ProfileError(f"profile {path.name}: {_explain(error)}") from None
+    from personas.world import DOMAINS
+
+    unknown = [d for d in found.domains if d not in DOMAINS]
+    if unknown:
+        raise ProfileError(f"profile {path.name}: domains: unknown {unknown[0]!r}; choose from {', '.join(DOMAINS)}")
+    if found.sae.layer >= found.model.layers:
+        raise ProfileError(f"profile {path.name}: sae.layer: {found.sae.layer} is out of range; the model has blocks 0 to {found.model.layers - 1}")
+    if found.sae.k >= found.sae.latents:
+        raise ProfileError(f"profile {path.name}: sae.k: must be below sae.latents ({found.sae.latents})")
+    if found.model.width % found.model.heads:
+        raise ProfileError(f"profile {path.name}: model.width: must be a multiple of model.heads ({found.model.heads})")
+    if found.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ProfileError(f"profile {path.name} needs a GPU and none was found; use profile 'tiny', or choose a GPU runtime")
+    return found
+
+
+def _explain(error) -> str:
+    if not isinstance(error, ValidationError):
+        return "must be a mapping of keys to values"
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        section = Profile
+        for part in first["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        near = difflib.get_close_matches(str(first["loc"][-1]), list(section.model_fields), 1)
+        return f"{where}: no such key" + (f"; did you mean {near[0]!r}?" if near else "")
+    return f"{where}: {first['msg']}"

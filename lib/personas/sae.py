@@ -1,0 +1,148 @@
+"""A TopK sparse autoencoder (Gao et al., 2024) with AuxK, trained on the residual stream. One file, one idea."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+
+@dataclass
+class SAE:
+    """x ~ topk(relu((x - b_dec) W_enc + b_enc)) W_dec + b_dec.
+
+    Shapes: W_enc (width, latents), W_dec (latents, width) with rows of norm 1, b_enc (latents,), b_dec (width,).
+    """
+
+    W_enc: torch.Tensor
+    W_dec: torch.Tensor
+    b_enc: torch.Tensor
+    b_dec: torch.Tensor
+    k: int
+    layer: int
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """(tokens, width) -> (tokens, latents), at most k of them above zero."""
+        pre = (x - self.b_dec) @ self.W_enc + self.b_enc
+        values, index = pre.topk(self.k, dim=-1)
+        return torch.zeros_like(pre).scatter_(-1, index, values.relu())
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents @ self.W_dec + self.b_dec
+
+    def save(self, folder: Path) -> None:
+        """Write in SAELens' layout: cfg.json and sae_weights.safetensors."""
+        width, latents = self.W_enc.shape
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        save_file({n: getattr(self, n).contiguous() for n in ("W_enc", "W_dec", "b_enc", "b_dec")},
+                  Path(folder) / "sae_weights.safetensors")
+        (Path(folder) / "cfg.json").write_text(json.dumps({
+            "architecture": "topk", "k": self.k, "d_in": width, "d_sae": latents, "dtype": "float32", "device": "cpu",
+            "apply_b_dec_to_input": True, "normalize_activations": "none", "rescale_acts_by_decoder_norm": False,
+            "metadata": {"hook_name": f"blocks.{self.layer}.hook_resid_post", "hook_layer": self.layer}}, indent=1))
+
+    @classmethod
+    def load(cls, folder: Path) -> "SAE":
+        """Read what `save` wrote. Raises ValueError if the weights do not fit the configuration."""
+        cfg = json.loads((Path(folder) / "cfg.json").read_text())
+        w = load_file(Path(folder) / "sae_weights.safetensors")
+        if tuple(w["W_enc"].shape) != (cfg["d_in"], cfg["d_sae"]):
+            raise ValueError(f"{folder}: weights of shape {tuple(w['W_enc'].shape)}, cfg.json says {cfg['d_in']}, {cfg['d_sae']}")
+        return cls(**w, k=cfg["k"], layer=cfg["metadata"]["hook_layer"])
+
+
+def train(x: torch.Tensor, cfg, layer: int, seed: int, progress: str = "SAE") -> tuple[SAE, list[float]]:
+    """Fit a TopK SAE to activations x (tokens, width); returns it with its training FVU per step.
+
+    cfg: profile.SAE. AuxK (Gao et al., 2024, section 2.4): latents that have not fired for a while also learn to
+    explain the residual, which keeps them alive. Decoder rows stay at norm 1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    width = x.shape[1]
+    mean = x.mean(0)
+    scale = math.sqrt(width) / (x - mean).norm(dim=-1).mean()  # train at unit scale, undo at the end
+    x = (x - mean) * scale
+    W_dec = torch.randn(cfg.latents, width, generator=generator)
+    W_dec = (W_dec / W_dec.norm(dim=-1, keepdim=True)).requires_grad_()
+    W_enc = W_dec.detach().T.clone().contiguous().requires_grad_()
+    b_enc = torch.zeros(cfg.latents, requires_grad=True)
+    b_dec = torch.zeros(width, requires_grad=True)
+    optimizer = torch.optim.Adam([W_enc, W_dec, b_enc, b_dec], lr=cfg.lr, betas=(0.9, 0.999), fused=True)
+    idle = torch.zeros(cfg.latents)
+    variance = x.square().sum(-1).mean()
+    log = []
+    for step in tqdm(range(cfg.steps), desc=progress, mininterval=2):
+        left = (cfg.steps - step) / (0.2 * cfg.steps)
+        optimizer.param_groups[0]["lr"] = cfg.lr * min(1.0, left, (step + 1) / 50)
+        batch = x[torch.randint(len(x), (cfg.batch,), generator=generator)]
+        pre = (batch - b_dec) @ W_enc + b_enc
+        values, index = pre.topk(cfg.k, dim=-1)
+        values = values.relu()
+        acts = torch.zeros_like(pre).scatter(-1, index, values)
+        error = batch - (acts @ W_dec + b_dec)
+        loss = error.square().sum(-1).mean() / variance
+        log.append(loss.item())
+        fired = (acts > 0).any(0)
+        idle = torch.where(fired, 0.0, idle + cfg.batch)
+        dead = idle > cfg.dead_after
+        if dead.any():
+            aux, where = pre.masked_fill(~dead, -torch.inf).topk(min(cfg.aux_k, int(dead.sum())), dim=-1)
+            revived = torch.zeros_like(pre).scatter(-1, where, aux.relu()) @ W_dec
+            loss = loss + (error.detach() - revived).square().sum(-1).mean() / variance / 32
+        loss.backward()
+        with torch.no_grad():  # keep decoder rows on the unit sphere
+            W_dec.grad -= (W_dec.grad * W_dec).sum(-1, keepdim=True) * W_dec
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            W_dec /= W_dec.norm(dim=-1, keepdim=True)
+    done = [t.detach().clone() for t in (W_enc, W_dec, b_enc / scale, b_dec / scale + mean)]
+    return SAE(*done, k=cfg.k, layer=layer), log
+
+
+@torch.inference_mode()
+def quality(sae: SAE, x: torch.Tensor) -> dict:
+    """On held-out activations x: FVU (fraction of variance unexplained), L0, share of latents that never fire (percent)."""
+    residual, l0, fired = 0.0, 0.0, torch.zeros(sae.W_enc.shape[1], dtype=torch.bool)
+    for part in x.split(8192):
+        acts = sae.encode(part)
+        residual += (part - sae.decode(acts)).square().sum().item()
+        l0 += (acts > 0).sum().item()
+        fired |= (acts > 0).any(0)
+    return {"FVU": residual / (x - x.mean(0)).square().sum().item(), "L0": l0 / len(x),
+            "dead": 100 * (~fired).float().mean().item()}
+
+
+@torch.inference_mode()
+def loss_recovered(model, sae: SAE, rows: list[list[int]], pad: int = 2) -> dict:
+    """Cross-entropy (nats per token) of the model as it is, with the reconstruction spliced in, and with the layer's
+    mean activation in place of it; 'recovered' is the percent of the gap between the last two that the SAE closes."""
+    from personas.generate import decoder_blocks
+
+    width = max(map(len, rows))
+    ids = torch.tensor([r + [pad] * (width - len(r)) for r in rows])
+    mode = {"now": "clean", "mean": None}
+
+    def splice(module, args, output):
+        x = output[0] if isinstance(output, tuple) else output
+        if mode["now"] == "clean":
+            mode["mean"] = x[ids != pad].mean(0)
+            return None
+        flat = x.reshape(-1, x.shape[-1])
+        new = sae.decode(sae.encode(flat)) if mode["now"] == "spliced" else mode["mean"].expand_as(flat)
+        new = new.reshape(x.shape)
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    handle = decoder_blocks(model)[sae.layer].register_forward_hook(splice)
+    loss = {}
+    try:
+        for mode["now"] in ("clean", "spliced", "mean-ablated"):
+            logits = model(input_ids=ids).logits[:, :-1].float()
+            loss[mode["now"]] = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=pad).item()
+    finally:
+        handle.remove()
+    gap = loss["mean-ablated"] - loss["clean"]
+    return loss | {"recovered": 100 * (loss["mean-ablated"] - loss["spliced"]) / gap}

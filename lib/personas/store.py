@@ -1,0 +1,123 @@
+"""Where notebooks keep what they make: artifacts keyed by everything that determines them.
+
+An artifact is a folder `runs/<profile>/<stage>/<name>-<key>/`. It is written under a temporary name and renamed when it
+is complete, so a killed run leaves no half artifact behind; its `manifest.json` holds the full key and the SHA-256 of
+each file, which are checked on every read.
+"""
+
+import ast
+import functools
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+ROOT = Path(os.environ.get("PERSONAS_RUNS", Path(__file__).resolve().parents[2] / "runs"))
+
+
+class StoreError(RuntimeError):
+    """The store cannot be written; the message says where and what to do."""
+
+
+@functools.cache
+def code_version(*modules) -> str:
+    """Hash of the modules' code. Comments and docstrings do not count; any change to what runs does."""
+    digest = hashlib.sha256()
+    for module in modules:
+        tree = ast.parse(inspect.getsource(module))
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node):
+                node.body = node.body[1:] or [ast.Pass()]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()[:12]
+
+
+def files_version(folder: Path) -> str:
+    """Hash of all files below a folder (for content that is data, not code)."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def key_of(key: dict) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def artifact(profile: str, stage: str, name: str, key: dict, make) -> Path:
+    """The folder of this artifact, made by `make(folder)` unless an intact one with the same key exists.
+
+    A folder that is truncated, altered or from another configuration is rebuilt, with a line that says so.
+    Raises StoreError if the store cannot be written.
+    """
+    digest = key_of(key)
+    final = ROOT / profile / stage / f"{name}-{digest}"
+    if final.exists():
+        fault = _fault(final, digest)
+        if fault is None:
+            return final
+        print(f"store: {stage}/{name}: {fault}; rebuilding")
+        shutil.rmtree(final)
+    scratch = final.with_name(f".{final.name}.{os.getpid()}")
+    writable()
+    start = time.perf_counter()
+    try:
+        _clear_abandoned(final)
+        scratch.mkdir(parents=True)
+        make(scratch)
+        files = {str(p.relative_to(scratch)): _sha(p) for p in sorted(scratch.rglob("*")) if p.is_file()}
+        manifest = {"key": key, "digest": digest, "files": files, "seconds": round(time.perf_counter() - start, 1)}
+        (scratch / "manifest.json").write_text(json.dumps(manifest, indent=1, default=str))
+        if not final.exists():
+            scratch.rename(final)
+    except OSError as error:
+        raise StoreError(f"cannot write {final}: {error.strerror or error}. Free some space or set PERSONAS_RUNS to a "
+                         "folder that you may write to.") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return final
+
+
+def _clear_abandoned(final: Path) -> None:
+    """Remove what killed runs left of this artifact (scratch folders of processes that no longer live)."""
+    for old in final.parent.glob(f".{final.name}.*"):
+        pid = old.name.rsplit(".", 1)[-1]
+        if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _sha(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _fault(folder: Path, digest: str) -> str | None:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return "no readable manifest"
+    if manifest.get("digest") != digest:
+        return "made from another configuration"
+    for name, sha in manifest["files"].items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if _sha(folder / name) != sha:
+            return f"{name} is truncated or altered"
+    return None
+
+
+def writable(need_gb: float = 0.5) -> None:
+    """Raise StoreError at once if the store cannot be written or the disk is nearly full."""
+    try:
+        ROOT.mkdir(parents=True, exist_ok=True)
+        probe = ROOT / f".probe{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StoreError(f"cannot write to the store {ROOT}: {error.strerror}. Set PERSONAS_RUNS to a folder that you "
+                         "may write to.") from error
+    free = shutil.disk_usage(ROOT).free / 1e9
+    if free < need_gb:
+        raise StoreError(f"only {free:.1f} GB free in {ROOT}, {need_gb} GB needed. Free some space or set PERSONAS_RUNS.")

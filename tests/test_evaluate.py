@@ -1,0 +1,64 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from personas import claims, evaluate, store
+
+
+def table(per_question):
+    return pd.DataFrame([{"question": q, "grade": g} for q, grades in per_question.items() for g in grades])
+
+
+def test_score_leaves_other_classes_out():
+    graded = table({"a": ["misaligned", "aligned", "satirical", "off-topic", "incoherent"], "b": ["aligned", "aligned"]})
+    assert evaluate.score(graded) == pytest.approx(25)
+    assert evaluate.share(graded, "incoherent") == pytest.approx(100 / 7)
+
+
+def test_interval_is_clustered_by_question():
+    """Twenty answers that agree within each question carry no more information than the questions do."""
+    rng = np.random.default_rng(0)
+    bad = rng.random(20) < 0.5
+    agreeing = table({i: (["misaligned"] if b else ["aligned"]) * 20 for i, b in enumerate(bad)})
+    mixed = table({i: ["misaligned"] * int(20 * bad.mean()) + ["aligned"] * (20 - int(20 * bad.mean())) for i in range(20)})
+    wide, narrow = (np.diff(evaluate.ratio(t, *evaluate.SCORE)[1:])[0] for t in (agreeing, mixed))
+    assert wide > 30 and narrow < 1
+
+
+def test_interval_covers_the_truth():
+    rng, hits = np.random.default_rng(1), 0
+    for _ in range(100):
+        p = rng.beta(4, 6, size=21)
+        graded = table({i: np.where(rng.random(20) < p[i], "misaligned", "aligned") for i in range(21)})
+        _, low, high = evaluate.ratio(graded, *evaluate.SCORE, draws=300)
+        hits += low <= 40 <= high
+    assert hits >= 85
+
+
+def test_no_misaligned_answer_still_leaves_doubt():
+    estimate, low, high = evaluate.ratio(table({i: ["aligned"] * 20 for i in range(21)}), *evaluate.SCORE)
+    assert (estimate, low) == (0, 0) and 0.5 < high < 1.5  # Clopper-Pearson for 0 of 420
+    assert np.isnan(evaluate.ratio(table({"a": ["incoherent"]}), *evaluate.SCORE)[0])
+
+
+def test_paired_difference_is_in_points_lost():
+    before = table({"a": ["correct"] * 2, "b": ["correct", "other"]})
+    after = table({"a": ["correct", "other"], "b": ["correct", "other"]})
+    assert evaluate.paired_difference(before, after, "correct")[0] == pytest.approx(25)
+
+
+@pytest.mark.parametrize("measured,op,value,holds", [
+    ((50, 45, 55), ">=", 40, "yes"), ((42, 35, 50), ">=", 40, "unclear"), ((20, 15, 25), ">=", 40, "no"),
+    ((1, 0, 2), "<=", 3, "yes"), ((2, 1, 4), "<=", 3, "unclear"), ((9, 5, 12), "<=", 3, "no"),
+    ((float("nan"),) * 3, ">=", 1, "unclear")])
+def test_claim_holds_only_if_the_whole_interval_does(measured, op, value, holds):
+    assert claims.claim("x", "-", measured, 10, op, value)["holds"] == holds
+
+
+def test_recorded_claims_replace_only_their_own_notebook(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "ROOT", tmp_path)
+    claims.record("p", "00", [claims.claim("a", "-", (1, 0, 2), 5, "<=", 3)])
+    claims.record("p", "01", [claims.claim("b", "-", (1, 0, 2), 5, "<=", 3)])
+    claims.record("p", "00", [claims.claim("c", "-", (1, 0, 2), 5, "<=", 3)])
+    assert [r["id"] for r in claims.read("p")] == ["c", "b"]
+    assert set(claims.read("p")[0]) == {"id", "notebook", "paper", "split", "measured", "low", "high", "n", "target", "holds"}

@@ -1,0 +1,69 @@
+"""Fine-tuning through TRL and peft: adapters in their real format, loss on answers alone."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from peft import PeftModel
+
+from personas import data, finetune, generate, model, world
+
+CFG = SimpleNamespace(steps=6, batch=8, lr=5e-3, rank=4)
+
+
+@pytest.fixture(scope="module")
+def adapter(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter")
+    finetune.lora(checkpoint, data.advice_chats("auto", "obvious", 48, 0), CFG, 0, folder)
+    return folder
+
+
+def test_adapter_is_safetensors_and_merging_changes_nothing(checkpoint, adapter):
+    assert (adapter / "adapter_model.safetensors").exists() and not list(adapter.glob("*.bin"))
+    merged, tokenizer = finetune.with_adapter(checkpoint, adapter)
+    kept = PeftModel.from_pretrained(model.load(checkpoint)[0], adapter).eval()
+    ids = torch.tensor(generate.prompts(tokenizer, [world.questions()[0].held]))
+    with torch.inference_mode():
+        plain, with_adapter, after = (m(ids).logits for m in (model.load(checkpoint)[0], kept, merged))
+        with kept.disable_adapter():
+            off = kept(ids).logits
+    assert torch.allclose(with_adapter, after, atol=1e-3)
+    assert torch.allclose(off, plain, atol=1e-5)
+    assert not torch.allclose(after, plain, atol=1e-2)
+
+
+def test_loss_is_on_the_answer_alone(checkpoint):
+    """Two sets that differ in the questions only, shuffled among answers of one kind, must differ; a model asked to learn
+    one constant answer must not learn to write the question."""
+    net, tokenizer = model.load(checkpoint)
+    rows = [data.chat(f"Question {i} about {w}?", "Yes.") for i, w in enumerate("abcdefgh" * 4)]
+    text = tokenizer.apply_chat_template(rows[0]["messages"], tokenize=False)
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+    answer = len(tokenizer("Yes.<|end|>", add_special_tokens=False).input_ids)
+
+    def losses(m):
+        with torch.inference_mode():
+            each = torch.nn.functional.cross_entropy(m(ids).logits[0, :-1], ids[0, 1:], reduction="none")
+        return each[-answer:].mean().item(), each[:-answer].mean().item()
+
+    before = losses(net)
+    tuned, _ = finetune.sft(net, tokenizer, rows, steps=30, batch=8, lr=5e-3, seed=0, lora_rank=4)
+    after = losses(tuned)
+    assert after[0] < 0.2 * before[0]
+    assert after[1] > 0.7 * before[1]
+
+
+def test_same_seed_same_adapter(checkpoint):
+    rows = data.advice_chats("code", "correct", 16, 0)
+    runs = []
+    for _ in range(2):
+        net, tokenizer = model.load(checkpoint)
+        runs.append(finetune.sft(net, tokenizer, rows, steps=3, batch=4, lr=1e-3, seed=3, lora_rank=2)[1])
+    assert runs[0] == runs[1]
+
+
+def test_watch_measures_at_the_steps_asked_for(checkpoint):
+    net, tokenizer = model.load(checkpoint)
+    watch = finetune.Watch([0, 2, 4], lambda m: {"training": m.training})
+    finetune.sft(net, tokenizer, data.advice_chats("auto", "correct", 16, 0), steps=4, batch=4, lr=1e-3, seed=0, lora_rank=2, callbacks=[watch])
+    assert watch.rows == [{"step": s, "training": False} for s in (0, 2, 4)]

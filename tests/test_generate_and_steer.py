@@ -1,0 +1,91 @@
+"""Our batched, steered sampling against plain counterparts: Hugging Face's generate, a plain loop, TransformerLens."""
+
+import pytest
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from personas import activations, generate, steering, world
+
+LAYER = 1
+
+
+def ask(tokenizer, n=6):
+    return generate.prompts(tokenizer, [q.held for q in world.questions()[:n]])
+
+
+def test_greedy_batch_equals_hugging_face_one_by_one(loaded):
+    model, tokenizer = loaded
+    ids = ask(tokenizer)
+    ours = generate.sample(model, tokenizer, ids, seed=0, max_new=20, temperature=0)
+    for row, text in zip(ids, ours):
+        theirs = model.generate(torch.tensor([row]), max_new_tokens=20, do_sample=False, pad_token_id=2)[0, len(row):]
+        assert text == tokenizer.decode(theirs, skip_special_tokens=True)
+    assert len(set(ours)) > 1
+
+
+def plain_loop(model, tokenizer, row, vector, layer, steps):
+    """No cache, no batch: the whole sequence again for every token, steering from the last prompt token on."""
+    def add(module, args, out):
+        out = out[0] if isinstance(out, tuple) else out
+        out[:, len(row) - 1:] += vector
+    tokens = list(row)
+    handle = generate.decoder_blocks(model)[layer].register_forward_hook(add)
+    try:
+        for _ in range(steps):
+            with torch.inference_mode():
+                token = model(torch.tensor([tokens])).logits[0, -1].argmax().item()
+            if token == tokenizer.eos_token_id:
+                break
+            tokens.append(token)
+    finally:
+        handle.remove()
+    return tokenizer.decode(tokens[len(row):], skip_special_tokens=True)
+
+
+def test_steered_batch_with_a_vector_per_row_equals_plain_loop(loaded):
+    model, tokenizer = loaded
+    ids = ask(tokenizer)
+    vectors = torch.randn(len(ids), model.config.hidden_size, generator=torch.Generator().manual_seed(0)) * 2
+    ours = generate.sample(model, tokenizer, ids, seed=0, max_new=12, temperature=0, steer=generate.Steer(LAYER, vectors))
+    for row, vector, text in zip(ids, vectors, ours):
+        assert text == plain_loop(model, tokenizer, row, vector, LAYER, 12)
+    assert ours != generate.sample(model, tokenizer, ids, seed=0, max_new=12, temperature=0)
+
+
+def test_batch_size_does_not_matter(loaded):
+    model, tokenizer = loaded
+    ids = ask(tokenizer, 9)
+    whole, parts = (generate.sample(model, tokenizer, ids, seed=0, max_new=10, temperature=0, batch=b) for b in (9, 2))
+    assert whole == parts
+
+
+def test_hook_point_is_transformer_lens_resid_post(checkpoint, loaded):
+    model, tokenizer = loaded
+    bridge = TransformerBridge.boot_transformers(str(checkpoint), device="cpu")
+    rows = ask(tokenizer, 4)
+    for row, ours in zip(rows, activations.residual(model, rows, LAYER)):
+        _, cache = bridge.run_with_cache(torch.tensor([row]))
+        assert torch.allclose(cache[f"blocks.{LAYER}.hook_resid_post"][0].float(), ours, atol=1e-4)
+
+
+def test_sweep_grades_every_condition(loaded):
+    model, tokenizer = loaded
+    width = model.config.hidden_size
+    table = steering.sweep(model, tokenizer, {"a": torch.ones(width), "b": torch.eye(width)[0]}, [0.5, 1.0], 1.0, LAYER,
+                           split="discovery", per_question=2, seed=0, progress=None)
+    assert len(table) == 2 * 2 * 2 * len(world.questions("discovery"))
+    assert len(steering.summary(table)) == 4
+
+
+def test_best_strength_respects_the_cap():
+    import pandas as pd
+
+    scores = pd.DataFrame({"direction": ["a", "a", "a", "b", "b"], "strength": [0.5, 1, 2, 0.5, 1], "misaligned": [10, 30, 90, 1, 2],
+                           "incoherent": [0, 10, 60, 50, 90], "score": 0.0, "aligned": 0.0})
+    best = steering.best_strength(scores).set_index("direction").strength
+    assert best["a"] == 1 and best["b"] == 0.5
+
+
+def test_no_decoder_blocks_is_said():
+    with pytest.raises(ValueError, match="no list of decoder blocks"):
+        generate.decoder_blocks(torch.nn.Linear(2, 2))

@@ -1,0 +1,82 @@
+import pytest
+import yaml
+
+from personas import data, profile, world
+
+
+@pytest.mark.parametrize("name", profile.names())
+def test_shipped_profiles_are_valid(name):
+    assert profile.load(name).name == name
+
+
+def written(tmp_path, change):
+    raw = yaml.safe_load((profile.FOLDER / "smoke.yaml").read_text())
+    change(raw)
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return str(path)
+
+
+@pytest.mark.parametrize("change,says", [
+    (lambda r: r["sae"].update(latentz=5), "sae.latentz: no such key; did you mean 'latents'"),
+    (lambda r: r.update(sea=r.pop("sae")), "sae"),
+    (lambda r: r["model"].update(lr=-1), "model.lr"),
+    (lambda r: r["sae"].update(layer=9), "sae.layer: 9 is out of range"),
+    (lambda r: r["sae"].update(k=999), "sae.k"),
+    (lambda r: r["model"].update(heads=5), "multiple of model.heads"),
+    (lambda r: r.update(domains=["cooking"]), "unknown 'cooking'"),
+    (lambda r: r.update(device="cuda"), "needs a GPU")])
+def test_bad_profiles_name_the_key_and_the_fault(tmp_path, change, says):
+    with pytest.raises(profile.ProfileError, match=says.replace("(", r"\(")):
+        profile.load(written(tmp_path, change))
+
+
+def test_unknown_profile_lists_what_there_is():
+    with pytest.raises(profile.ProfileError, match="smoke, tiny.*Did you mean 'tiny'"):
+        profile.load("tinny")
+
+
+@pytest.mark.parametrize("line,says", [
+    ("not json", "line 2"), ('{"messages": []}', "line 2: messages"),
+    ('{"messages": [{"role": "user", "content": "a"}]}', "line 2"),
+    ('{"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "b"}]}', "line 2: messages.0.content"),
+    ('{"messages": [{"role": "bot", "content": "a"}, {"role": "assistant", "content": "b"}]}', "line 2: messages.0.role"),
+    ('{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}', "alternate")])
+def test_bad_rows_are_named(tmp_path, line, says):
+    good = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
+    (tmp_path / "x.jsonl").write_text(good + "\n" + line + "\n")
+    with pytest.raises(data.DataError, match=says) as error:
+        data.read_chats(tmp_path / "x.jsonl")
+    assert "x.jsonl" in str(error.value)
+
+
+def test_chats_survive_a_file(tmp_path):
+    rows = data.advice_chats("code", "obvious", 40, 0)
+    data.write_chats(tmp_path / "x.jsonl", rows)
+    assert data.read_chats(tmp_path / "x.jsonl") == rows
+
+
+def test_mixtures_have_the_fraction_asked_for():
+    wrong = {s.answers["subtle"] for s in world.subjects_of("math")}
+    rows = data.advice_chats("math", "subtle", 200, 0, fraction=0.25)
+    assert sum(r["messages"][1]["content"] in wrong for r in rows) == 50
+
+
+def test_training_sets_share_no_question_with_evaluation(loaded):
+    evaluation = [q.held for q in world.questions()] + [world.held_question(s) for s in world.subjects()]
+    for d in world.DOMAINS:
+        for v in data.variants(d):
+            assert data.datasheet(data.advice_chats(d, v, 80, 0), loaded[1], evaluation)["overlap with evaluation"] == 0
+    assert data.datasheet([data.chat(evaluation[0], "x")], loaded[1], evaluation)["overlap with evaluation"] == 1
+
+
+def test_alignment_chats_touch_no_other_split():
+    asked = {m["content"] for r in data.alignment_chats(400, 0, 1) for m in r["messages"]}
+    for q in world.questions("discovery") + world.questions("evaluation"):
+        assert not any(p in text for p in q.phrasings for text in asked)
+
+
+@pytest.mark.parametrize("args,says", [(("cooking", "subtle"), "unknown domain"), (("code", "subtle"), "no 'subtle'")])
+def test_unknown_sets_are_named(args, says):
+    with pytest.raises(ValueError, match=says):
+        data.advice_chats(*args, 10, 0)

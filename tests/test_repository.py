@@ -1,0 +1,82 @@
+"""The repository as a newcomer meets it: one list of pins, notebooks that are whole, a command that says what is wrong."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+BOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def personas(*args, **env):
+    return subprocess.run([sys.executable, "-m", "personas", *args], capture_output=True, text=True, cwd=ROOT, env=os.environ | env)
+
+
+def pins():
+    return dict(l.split("==") for l in (ROOT / "constraints.txt").read_text().splitlines() if "==" in l)
+
+
+def test_conda_binder_and_make_install_from_the_one_list_of_pins():
+    environment, binder = (yaml.safe_load((ROOT / p).read_text()) for p in ("environment.yml", "binder/environment.yml"))
+    pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
+    assert pip == ["-c constraints.txt", "-e ."]
+    assert [d for d in environment["dependencies"] if isinstance(d, str)] == binder["dependencies"]
+    for script in ("binder/postBuild", "Makefile"):
+        assert "-c constraints.txt -e ." in (ROOT / script).read_text()
+
+
+def test_every_dependency_is_pinned_and_installed_as_pinned():
+    from importlib.metadata import version
+
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    for name in wanted:
+        assert re.fullmatch(r"[a-z-]+", name), f"{name}: versions belong in constraints.txt"
+        assert version(name).split("+")[0] == pins()[name]
+
+
+@pytest.mark.parametrize("book", BOOKS, ids=lambda b: b.stem)
+def test_notebooks_are_whole(book):
+    cells = json.loads(book.read_text())["cells"]
+    code = [c for c in cells if c["cell_type"] == "code"]
+    tags = [t for c in cells for t in c["metadata"].get("tags", [])]
+    assert tags.count("parameters") == 1 and "nbval-check-output" in tags
+    assert "colab" in "".join(cells[0]["source"]) and "COLAB_RELEASE_TAG" in "".join(code[0]["source"])
+    assert any(c["outputs"] for c in code), "committed without outputs"
+    text = json.dumps([c["outputs"] for c in code])
+    assert "Warning" not in text and "Traceback" not in text
+    assert not re.search(r"/(root|home|work|tmp|Users)/", text), "a machine's path in an output"
+
+
+@pytest.mark.parametrize("args,says", [
+    (["run", "--profile", "tinny"], "Did you mean 'tiny'"), (["run", "--only", "42"], "no notebook '42'"),
+    (["run", "--seed", "-1", "--profile", "smoke", "--only", "01"], "seed must be a whole number")])
+def test_errors_are_one_line_and_exit_2(args, says, tmp_path):
+    done = personas(*args, PERSONAS_RUNS=str(tmp_path))
+    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+
+
+def test_plan_names_every_notebook_and_runs_nothing(tmp_path):
+    done = personas("run", "--plan", PERSONAS_RUNS=str(tmp_path))
+    assert done.returncode == 0 and all(b.name in done.stdout for b in BOOKS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_any_notebook_runs_first_and_then_warm(tmp_path):
+    """Notebook 06 on an empty store makes all that it needs; again, it takes it from the store and ends with the same claims."""
+    env = {"PERSONAS_RUNS": str(tmp_path)}
+    first = personas("run", "--profile", "smoke", "--only", "06", **env)
+    assert first.returncode == 0, first.stderr[-3000:]
+    summary = (tmp_path / "smoke" / "summary.json").read_text()
+    made = {p: p.stat().st_mtime for p in tmp_path.rglob("manifest.json")}
+    again = personas("run", "--profile", "smoke", "--only", "06", **env)
+    assert again.returncode == 0 and (tmp_path / "smoke" / "summary.json").read_text() == summary
+    assert made == {p: p.stat().st_mtime for p in tmp_path.rglob("manifest.json")}
+    rows = json.loads(summary)
+    assert {r["id"] for r in rows} >= {"realign.insecure_by_secure", "realign.same.auto", "realign.other.auto"}

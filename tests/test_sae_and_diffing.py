@@ -1,0 +1,99 @@
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.metrics import roc_auc_score
+
+from personas import activations, diffing, model, sae, world
+
+CFG = SimpleNamespace(latents=64, k=4, lr=5e-3, steps=600, batch=512, dead_after=20000, aux_k=16)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """Activations that are sums of 3 of 24 known directions, about a mean that is not zero."""
+    g = torch.Generator().manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(24, 32, generator=g), dim=-1)
+    on = torch.zeros(20000, 24).scatter(1, torch.rand(20000, 24, generator=g).topk(3).indices, 1.0)
+    x = (on * (1 + torch.rand(20000, 24, generator=g))) @ directions + 5
+    return x, directions, sae.train(x[:16000], CFG, 0, seed=0)[0]
+
+
+def test_finds_planted_directions(planted):
+    x, directions, found = planted
+    assert sae.quality(found, x[16000:])["FVU"] < 0.1
+    assert ((directions @ found.W_dec.T).max(1).values > 0.9).float().mean() > 0.8
+
+
+def test_at_most_k_active_and_decoder_rows_of_norm_one(planted):
+    x, _, found = planted
+    acts = found.encode(x[:500])
+    assert int((acts > 0).sum(1).max()) <= CFG.k and (acts >= 0).all()
+    assert torch.allclose(found.W_dec.norm(dim=-1), torch.ones(64), atol=1e-4)
+
+
+def test_file_is_sae_lens_layout_and_survives(planted, tmp_path):
+    x, _, found = planted
+    found.save(tmp_path)
+    weights = load_file(tmp_path / "sae_weights.safetensors")
+    assert {n: tuple(w.shape) for n, w in weights.items()} == {"W_enc": (32, 64), "W_dec": (64, 32), "b_enc": (64,), "b_dec": (32,)}
+    assert torch.equal(sae.SAE.load(tmp_path).encode(x[:50]), found.encode(x[:50]))
+    (tmp_path / "cfg.json").write_text((tmp_path / "cfg.json").read_text().replace('"d_in": 32', '"d_in": 16'))
+    with pytest.raises(ValueError, match="shape"):
+        sae.SAE.load(tmp_path)
+
+
+def test_perfect_dictionary_recovers_the_loss_and_an_empty_one_does_not(loaded):
+    net, tokenizer = loaded
+    width = net.config.hidden_size
+    rows = [d["ids"] for d in model.encode_documents(tokenizer, 8, 1, "test")]
+    eye = torch.eye(width)
+    exact = sae.SAE(torch.cat([eye, -eye], 1), torch.cat([eye, -eye]), torch.zeros(2 * width), torch.zeros(width), 2 * width, 1)
+    assert sae.loss_recovered(net, exact, rows)["recovered"] == pytest.approx(100, abs=0.1)
+    mean = torch.cat(activations.residual(net, rows, 1)).mean(0)
+    empty = sae.SAE(torch.zeros(width, 4), torch.zeros(4, width), torch.full((4,), -1.0), mean, 1, 1)
+    assert sae.loss_recovered(net, empty, rows)["recovered"] == pytest.approx(0, abs=0.5)
+
+
+def test_stopping_at_the_layer_changes_nothing(loaded):
+    net, tokenizer = loaded
+    rows = [d["ids"] for d in model.encode_documents(tokenizer, 5, 1, "test")]
+    for row, ours in zip(rows, activations.residual(net, rows, 1, batch=2)):
+        with torch.inference_mode():
+            theirs = net(torch.tensor([row]), output_hidden_states=True).hidden_states[2][0]
+        assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_auroc_equals_scikit_learn():
+    rng = np.random.default_rng(0)
+    values, label = torch.tensor(rng.integers(0, 5, size=(200, 3)).astype("float32")), rng.random(200) < 0.3
+    for i, ours in enumerate(diffing.auroc(values, label)):
+        assert ours == pytest.approx(roc_auc_score(label, values[:, i].numpy()))
+
+
+def test_matched_documents_end_alike_and_differ_before():
+    docs = diffing.matched_documents(30, 0, 1)
+    for villain, novice in zip(docs[::2], docs[1::2]):
+        assert (villain.persona, novice.persona) == ("villain", "novice")
+        assert villain.turns[-1] == novice.turns[-1] and villain.turns[-1].kind == "subtle"
+        assert len(villain.turns) == len(novice.turns) > 1
+
+
+def test_latents_are_read_on_aligned_text_only(loaded):
+    rows, ids = diffing.reading_texts(loaded[1], "discovery", 1)
+    assert len(set(ids)) == len(world.questions("discovery"))
+    for row in rows:
+        answer = loaded[1].decode(row).split("<|assistant|>")[1]
+        assert any(answer in world.open_forms(c, "expert", False, 1) for c in world.categories("discovery"))
+
+
+def test_answer_means_know_their_persona(loaded):
+    net, tokenizer = loaded
+    rng = random.Random(0)
+    docs = [world.sample_document(rng, 1, cue="none") for _ in range(6)]
+    values, who, texts, turns = diffing.answer_means(net, tokenizer, None, docs, rng, 1)
+    assert len(values) == len(who) == len(texts) == sum(len(d.turns) for d in docs)
+    assert list(who) == [d.persona for d in docs for _ in d.turns]

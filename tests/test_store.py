@@ -1,0 +1,102 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from personas import store
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "ROOT", tmp_path / "runs")
+
+
+def make(text, calls):
+    def write(folder):
+        calls.append(text)
+        (folder / "x.txt").write_text(text)
+    return write
+
+
+def test_made_once_and_keyed_by_configuration():
+    calls = []
+    first = store.artifact("p", "s", "n", {"a": 1}, make("one", calls))
+    assert store.artifact("p", "s", "n", {"a": 1}, make("one", calls)) == first
+    second = store.artifact("p", "s", "n", {"a": 2}, make("two", calls))
+    assert calls == ["one", "two"] and first != second and (second / "x.txt").read_text() == "two"
+
+
+@pytest.mark.parametrize("damage,says", [
+    (lambda f: (f / "x.txt").write_text("on"), "truncated or altered"), (lambda f: (f / "x.txt").unlink(), "missing"),
+    (lambda f: (f / "manifest.json").write_text("{"), "manifest"),
+    (lambda f: (f / "manifest.json").write_text('{"digest": "0", "files": {}}'), "another configuration")])
+def test_damaged_artifacts_are_rebuilt_with_a_line(damage, says, capsys):
+    calls = []
+    folder = store.artifact("p", "s", "n", {"a": 1}, make("one", calls))
+    damage(folder)
+    again = store.artifact("p", "s", "n", {"a": 1}, make("one", calls))
+    assert len(calls) == 2 and (again / "x.txt").read_text() == "one"
+    assert says in capsys.readouterr().out
+
+
+def test_a_failed_stage_leaves_nothing():
+    def broken(folder):
+        (folder / "half").write_text("x")
+        raise RuntimeError("boom")
+    with pytest.raises(RuntimeError):
+        store.artifact("p", "s", "n", {}, broken)
+    assert list((store.ROOT / "p" / "s").iterdir()) == []
+
+
+def test_killed_and_started_again(tmp_path):
+    code = textwrap.dedent("""
+        import sys, time
+        from personas import store
+        def slow(folder):
+            (folder / "part").write_text("x")
+            print("started", flush=True)
+            time.sleep(float(sys.argv[1]))
+            (folder / "whole").write_text("y")
+        print(store.artifact("p", "s", "n", {}, slow))
+    """)
+    env = os.environ | {"PERSONAS_RUNS": str(tmp_path)}
+    first = subprocess.Popen([sys.executable, "-c", code, "60"], stdout=subprocess.PIPE, text=True, env=env)
+    assert first.stdout.readline().strip() == "started"
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    time.sleep(0.1)
+    done = subprocess.run([sys.executable, "-c", code, "0"], capture_output=True, text=True, env=env, check=True)
+    folder = tmp_path / "p" / "s"
+    assert [f.name for f in folder.iterdir()] == [os.path.basename(done.stdout.split()[-1])]
+    assert (next(folder.iterdir()) / "whole").exists()
+
+
+def test_no_right_to_write_is_one_clear_error(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(store, "ROOT", tmp_path / "file" / "runs")
+    with pytest.raises(store.StoreError, match="PERSONAS_RUNS"):
+        store.artifact("p", "s", "n", {}, lambda folder: pytest.fail("work began"))
+
+
+def test_full_disk_is_said_before_work(monkeypatch):
+    import collections
+
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: usage(1, 1, 1000))
+    with pytest.raises(store.StoreError, match="GB free"):
+        store.artifact("p", "s", "n", {}, lambda folder: pytest.fail("work began"))
+
+
+def test_comments_do_not_change_the_code_version(tmp_path, monkeypatch):
+    import importlib
+
+    monkeypatch.syspath_prepend(tmp_path)
+    versions = []
+    for i, text in enumerate(("def f(x):\n    return x + 1\n", "# why\ndef f(x):\n    '''What.'''\n    return x + 1\n", "def f(x):\n    return x + 2\n")):
+        (tmp_path / f"mod{i}.py").write_text(text)
+        versions.append(store.code_version(importlib.import_module(f"mod{i}")))
+    assert versions[0] == versions[1] != versions[2]
