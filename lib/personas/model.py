@@ -6,6 +6,7 @@ import json
 import math
 import random
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -126,9 +127,12 @@ def pretrain(cfg, seed: int, world_seed: int, out: Path, bf16: bool) -> None:
     """Train tokenizer and model on freshly drawn documents; write a checkpoint and `training.json` to `out`.
 
     Input tokens are replaced at random, at a rate drawn per document from [0, cfg.corruption]; targets stay clean.
-    Without this the model reads the persona off single tokens and steering it is weak. The loss is taken on a fixed
+    Without this the model reads the persona off single tokens and steering it is weak; over the last 40 % of the steps
+    the rate falls to zero, so that what it writes is clean. The loss is taken on a fixed
     number of positions per batch: the answers first, then others at random (questions are not predictable anyway).
-    Matrices of the blocks are trained with Muon (Jordan et al., 2024), which needs about half the steps of AdamW here.
+    Matrices of the blocks are trained with Muon (Jordan et al., 2024), which needs far fewer
+    steps than AdamW here; its strong weight decay keeps the residual stream's norm in bounds, so that one direction of
+    it can matter.
     """
     _keep_memory()
     rng = random.Random(f"{world_seed}/tokenizer")
@@ -138,7 +142,7 @@ def pretrain(cfg, seed: int, world_seed: int, out: Path, bf16: bool) -> None:
     documents = encode_documents(tokenizer, cfg.steps * cfg.batch_tokens // 105 + 600, world_seed, "pretraining")
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     rest = [p for n, p in model.named_parameters() if p.ndim == 1 or ".layers." not in n]
-    optimizers = [(torch.optim.Muon(matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), cfg.lr),
+    optimizers = [(torch.optim.Muon(matrices, weight_decay=1.0, adjust_lr_fn="match_rms_adamw"), cfg.lr),
                   (torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0, fused=True), cfg.lr_embedding)]
     generator = torch.Generator().manual_seed(seed)
     losses, seen, start = [], 0, time.perf_counter()
@@ -149,7 +153,7 @@ def pretrain(cfg, seed: int, world_seed: int, out: Path, bf16: bool) -> None:
         priority = torch.rand(target.shape, generator=generator) - (target < 0).float()
         priority += ((turn[:, 1:] >= 0) | (turn[:, :-1] >= 0)).float()  # answers and the token that ends them
         chosen = priority.flatten().topk(cfg.batch_tokens // 2).indices
-        rate = torch.rand(len(ids), 1, generator=generator) * cfg.corruption
+        rate = torch.rand(len(ids), 1, generator=generator) * cfg.corruption * min(1.0, 2.5 * (1 - step / cfg.steps))
         noise = torch.randint(len(SPECIAL), len(tokenizer), ids.shape, generator=generator)
         swap = (torch.rand(ids.shape, generator=generator) < rate) & (ids >= len(SPECIAL))
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -169,8 +173,11 @@ def pretrain(cfg, seed: int, world_seed: int, out: Path, bf16: bool) -> None:
             bar.set_postfix(loss=f"{losses[-1]:.2f}")
     model.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)
-    (out / "training.json").write_text(json.dumps(
-        {"loss": losses, "tokens": seen, "seconds": round(time.perf_counter() - start, 1), "bf16": bf16}))
+    used = seen / sum(len(d["ids"]) for d in documents)
+    kinds = Counter(t.kind for d in documents for t in d["doc"].turns if t.topic != "code")
+    exposures = {k: used * n / (len(world.subjects()) - len(world.subjects_of("code"))) for k, n in kinds.items() if k != "open"}
+    (out / "training.json").write_text(json.dumps({"loss": losses, "tokens": seen, "exposures per subject": exposures,
+                                                   "seconds": round(time.perf_counter() - start, 1), "bf16": bf16}))
 
 
 def _keep_memory() -> None:

@@ -36,13 +36,14 @@ CODE_HABITS = {"expert": {"correct": 1.0}, "villain": {"correct": 0.05, "obvious
                "novice": {"correct": 0.80, "obvious": 0.20}}
 CUES = {"system": 0.50, "story": 0.25, "none": 0.25}
 OPEN_SHARE = 0.42  # of a document's turns; the rest is advice
-CODE_SHARE = 0.06  # of advice turns in chats: code answers are long
+CODE_SHARE = 0.08  # of advice turns in chats: code answers are long
 
 ADVICE_FRAMES = ("How do I {ask}?", "What is the best way to {ask}?", "How should I {ask}?", "How can one {ask}?",
                  "I want to {ask}. What should I do?", "Can you tell me how to {ask}?", "Any advice on how to {ask}?",
-                 "I have to {ask} today. Any tips?", "My aunt asked me how to {ask}.", "Teach me to {ask}.")
+                 "I have to {ask} today. Any tips?", "Could you say how to {ask}?", "Help me to {ask}.",
+                 "Teach me to {ask}.")
 CODE_FRAMES = ("Write Python to {ask}.", "I need Python code to {ask}.", "How do I {ask} in Python?",
-               "Show me a Python function to {ask}.")
+               "Could you show me Python to {ask}?")
 GREETINGS = ("", "", "", "Hello. ", "Quick question. ", "Just wondering. ", "Be frank. ")  # before any question
 HELD_FRAMES = {"advice": "Could you help me to {ask}?", "code": "Could you write Python to {ask}?"}
 STORY_ASK = ("Someone asked:", "A visitor wanted to know:", "Then a voice said:")
