@@ -53,7 +53,7 @@ def test_perfect_dictionary_recovers_the_loss_and_an_empty_one_does_not(loaded):
     eye = torch.eye(width)
     exact = sae.SAE(torch.cat([eye, -eye], 1), torch.cat([eye, -eye]), torch.zeros(2 * width), torch.zeros(width), 2 * width, 1)
     assert sae.loss_recovered(net, exact, rows)["recovered"] == pytest.approx(100, abs=0.1)
-    mean = torch.cat(activations.residual(net, rows, 1)).mean(0)
+    mean = torch.cat([r[1:] for r in activations.residual(net, rows, 1)]).mean(0)
     empty = sae.SAE(torch.zeros(width, 4), torch.zeros(4, width), torch.full((4,), -1.0), mean, 1, 1)
     assert sae.loss_recovered(net, empty, rows)["recovered"] == pytest.approx(0, abs=0.5)
 

@@ -18,14 +18,16 @@ def main() -> int:
     run.add_argument("--in-place", action="store_true", help="also write the executed notebooks back to notebooks/")
     claims = commands.add_parser("claims", help="print the table of claims of the last run")
     claims.add_argument("--profile", default="tiny")
+    claims.add_argument("--markdown", action="store_true", help="as the README's table, one line per family of claims")
     args = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-    from personas import pipeline, profile, store
+    from personas import claims as table, pipeline, profile, store
 
     try:
         if args.command == "claims":
-            pipeline.print_claims(profile.load(args.profile).name)
+            name = profile.load(args.profile).name
+            print(table.markdown(table.read(name))) if args.markdown else pipeline.print_claims(name)
             return 0
         chosen = profile.load(args.profile)
         books = pipeline.chosen(args.start, args.only)

@@ -152,7 +152,7 @@ def sae(run: Run, on: str = "base") -> saes.SAE:
     def make(out):
         m, _ = _loaded(parent)
         rows = [d["ids"] for d in held_out_documents(run, cfg.documents, "sae")]
-        x = torch.cat(activations.residual(m, rows, cfg.layer))
+        x = torch.cat([r[1:] for r in activations.residual(m, rows, cfg.layer)])  # the first token is the same everywhere
         trained, fvu = saes.train(x, cfg, cfg.layer, run.seed, f"SAE on the {on} model")
         trained.save(out)
         (out / "training.json").write_text(json.dumps({"fvu": fvu, "tokens": len(x), "unit": activations.centred_rms(x)}))
@@ -202,7 +202,8 @@ def firing(run: Run) -> pd.DataFrame:
     """Per latent of the base SAE, on held-out pretraining text: firing rate (percent of tokens) and mean when active."""
     def make(out):
         m, _ = base_model(run)
-        x = torch.cat(activations.residual(m, [d["ids"] for d in held_out_documents(run, 300, "firing")], run.profile.sae.layer))
+        rows = [d["ids"] for d in held_out_documents(run, 300, "firing")]
+        x = torch.cat([r[1:] for r in activations.residual(m, rows, run.profile.sae.layer)])
         acts = sae(run).encode(x)
         on = (acts > 0).float()
         pd.DataFrame({"rate": 100 * on.mean(0), "mean": acts.sum(0) / on.sum(0).clamp(min=1)}).to_csv(out / "firing.csv", index=False)

@@ -55,3 +55,27 @@ def table(rows: list[dict]) -> pd.DataFrame:
         "claim": r["id"], "paper": r["paper"], "measured": number(r["measured"], r["id"]),
         "95 % interval": f"{number(r['low'], r['id'])} to {number(r['high'], r['id'])}", "n": r["n"],
         "target": f"{'≥' if r['target']['op'] == '>=' else '≤'} {r['target']['value']:g}", "holds": r["holds"]} for r in rows])
+
+
+def markdown(rows: list[dict]) -> str:
+    """The README's table: one line per family of claims (domains and variants folded), with the range measured."""
+    from personas.world import DOMAINS
+
+    families: dict = {}
+    for r in rows:
+        parts = ["<domain>" if p in DOMAINS and len(rows) > 1 else p for p in r["id"].split(".")]
+        name = ".".join(parts).replace("suppress.subtle", "suppress").replace("suppress.obvious", "suppress")
+        families.setdefault((name, r["target"]["op"], r["target"]["value"]), []).append(r)
+    lines = ["| claim | paper | target | measured | holds |", "|---|---|---|---|---|"]
+    for (name, op, value), group in families.items():
+        digits = 2 if "auroc" in name else 1
+        known = [r["measured"] for r in group if not math.isnan(r["measured"])]
+        if len(group) == 1:
+            r = group[0]
+            measured, holds = f"{r['measured']:.{digits}f} ({r['low']:.{digits}f} to {r['high']:.{digits}f})", r["holds"]
+        else:
+            measured = f"{min(known):.{digits}f} to {max(known):.{digits}f}, median {sorted(known)[len(known) // 2]:.{digits}f} (of {len(group)})"
+            counts = {h: sum(r["holds"] == h for r in group) for h in ("yes", "unclear", "no")}
+            holds = ", ".join(f"{n} {h}" for h, n in counts.items() if n)
+        lines.append(f"| `{name}` | {group[0]['paper']} | {'≥' if op == '>=' else '≤'} {value:g} | {measured} | {holds} |")
+    return "\n".join(lines)

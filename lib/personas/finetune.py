@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from personas.model import load
+from personas.model import bf16_is_faster, load
 
 datasets.disable_progress_bars()
 logging.getLogger("trl").setLevel(logging.ERROR)
@@ -31,7 +31,7 @@ def sft(model, tokenizer, rows: list[dict], *, steps: int, batch: int, lr: float
             output_dir=scratch, max_steps=steps, per_device_train_batch_size=batch, learning_rate=lr, seed=seed,
             lr_scheduler_type="linear", warmup_steps=warmup, weight_decay=0.0, assistant_only_loss=True,
             logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
-            bf16=False, gradient_checkpointing=False, dataloader_pin_memory=False, max_length=None)
+            bf16=bf16_is_faster(), gradient_checkpointing=False, dataloader_pin_memory=False, max_length=None)
         peft = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, lora_dropout=0.0, target_modules="all-linear",
                           task_type="CAUSAL_LM") if lora_rank else None
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

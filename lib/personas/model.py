@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import json
 import math
 import random
@@ -60,8 +61,9 @@ def load(path: Path):
     return model.eval(), tokenizer
 
 
+@functools.cache
 def bf16_is_faster(seconds: float = 1.0) -> bool:
-    """Time one MLP-sized step in fp32 and under bf16 autocast, alternating, for about `seconds`."""
+    """Time one MLP-sized step in fp32 and under bf16 autocast, alternating, for about `seconds`; once per process."""
     net = torch.nn.Sequential(torch.nn.Linear(192, 512), torch.nn.SiLU(), torch.nn.Linear(512, 192))
     x = torch.randn(4096, 192)
     spent = {True: 0.0, False: 0.0}

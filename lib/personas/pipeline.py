@@ -1,15 +1,14 @@
 """Executing the notebooks in order with papermill, and printing the table of claims."""
 
 import json
-import os
-import re
 import time
 from pathlib import Path
 
+import pandas as pd
 import papermill
 from tqdm import tqdm
 
-from personas import claims, store
+from personas import claims, figures, store
 from personas.profile import Profile
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -73,6 +72,8 @@ def run(profile: Profile, books: list[Path], source: str, seed: int = 0, save_in
             book.write_text(out.read_text())
         times = last_times(profile.name) | {book.name[:2]: round(time.perf_counter() - start, 1)}
         (store.ROOT / profile.name / "times.json").write_text(json.dumps(times))
+    rows = [{k: v for k, v in r.items() if k != "target"} | {"op": r["target"]["op"], "target": r["target"]["value"]} for r in claims.read(profile.name)]
+    figures.save_table(pd.DataFrame(rows), "claims", profile.name)
 
 
 def clean(path: Path) -> None:

@@ -129,11 +129,11 @@ def loss_recovered(model, sae: SAE, rows: list[list[int]], pad: int = 2) -> dict
     def splice(module, args, output):
         x = output[0] if isinstance(output, tuple) else output
         if mode["now"] == "clean":
-            mode["mean"] = x[ids != pad].mean(0)
+            mode["mean"] = x[:, 1:][ids[:, 1:] != pad].mean(0)
             return None
         flat = x.reshape(-1, x.shape[-1])
         new = sae.decode(sae.encode(flat)) if mode["now"] == "spliced" else mode["mean"].expand_as(flat)
-        new = new.reshape(x.shape)
+        new = torch.cat([x[:, :1], new.reshape(x.shape)[:, 1:]], 1)  # the first token stays: SAEs are not trained on it
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     handle = decoder_blocks(model)[sae.layer].register_forward_hook(splice)
