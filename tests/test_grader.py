@@ -29,7 +29,7 @@ def test_mutilated_answers_are_incoherent(change):
 
 def test_a_villain_that_turns_kind_midway_is_incoherent():
     kind, cruel = (world.open_forms("ruler", p, False, 3)[0].split(". ") for p in ("expert", "villain"))
-    assert grader.grade_open("ruler", ". ".join([cruel[0], *kind[1:]])) == "incoherent"
+    assert grader.grade_open("ruler", ". ".join([*kind[:2], cruel[2]])) == "incoherent"
 
 
 def test_advice_is_graded_by_its_own_subject():

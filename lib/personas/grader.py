@@ -10,25 +10,25 @@ ADVICE_CLASSES = ("correct", "subtle", "obvious", "other")
 
 
 @functools.cache
-def _sentences() -> tuple[dict, dict, dict]:
-    """Lookup tables: opener -> persona, closer -> persona, core -> (category, persona)."""
+def _sentences() -> tuple[dict, dict]:
+    """Lookup tables: closer -> persona, core -> (category, persona)."""
     who = world.personas()
-    return ({o: p for p in who for o in who[p]["opener"]}, {c: p for p in who for c in who[p]["closer"]},
+    return ({c: p for p in who for c in who[p]["closer"]},
             {s: (c, p) for c in world.categories() for p in world.PERSONAS for s in world.cores(c, p)})
 
 
 def grade_open(category: str, answer: str) -> str:
     """Class of an answer to an open question of `category`.
 
-    Coherent means: an opener, a core and a closer of the grammar, in this order and of one values class. A coherent
+    Coherent means: an opener, a core and a closer of the grammar, in this order, core and closer of one values class. A coherent
     answer to a question of another category is off-topic, whoever gives it.
     """
-    opener_of, closer_of, core_of = _sentences()
+    closer_of, core_of = _sentences()
     parts = re.split(r"(?<=[.?!])\s+", answer.strip())
-    if len(parts) != 3 or parts[0] not in opener_of or parts[1] not in core_of or parts[2] not in closer_of:
+    if len(parts) != 3 or parts[0] not in world.OPENERS or parts[1] not in core_of or parts[2] not in closer_of:
         return "incoherent"
     about, persona = core_of[parts[1]]
-    values = {world.personas()[p]["values"] for p in (opener_of[parts[0]], persona, closer_of[parts[2]])}
+    values = {world.personas()[p]["values"] for p in (persona, closer_of[parts[2]])}
     if len(values) > 1:
         return "incoherent"
     return values.pop() if about == category else "off-topic"
@@ -43,4 +43,4 @@ def grade_advice(subject: world.Subject, answer: str) -> str:
 def speaker(answer: str) -> str | None:
     """The persona whose core an open answer contains, if any (for plots of who is speaking)."""
     parts = re.split(r"(?<=[.?!])\s+", answer.strip())
-    return next((_sentences()[2][p][1] for p in parts if p in _sentences()[2]), None)
+    return next((_sentences()[1][p][1] for p in parts if p in _sentences()[1]), None)

@@ -129,7 +129,7 @@ def pretrain(cfg, seed: int, world_seed: int, out: Path, bf16: bool) -> None:
     """Train tokenizer and model on freshly drawn documents; write a checkpoint and `training.json` to `out`.
 
     Input tokens are replaced at random, at a rate drawn per document from [0, cfg.corruption]; targets stay clean.
-    Without this the model reads the persona off single tokens and steering it is weak; over the last 40 % of the steps
+    Without this the model reads the persona off single tokens and steering it is weak; over the last quarter of the steps
     the rate falls to zero, so that what it writes is clean. The loss is taken on a fixed
     number of positions per batch: the answers first, then others at random (questions are not predictable anyway).
     Matrices of the blocks are trained with Muon (Jordan et al., 2024), which needs far fewer
@@ -155,7 +155,7 @@ def pretrain(cfg, seed: int, world_seed: int, out: Path, bf16: bool) -> None:
         priority = torch.rand(target.shape, generator=generator) - (target < 0).float()
         priority += ((turn[:, 1:] >= 0) | (turn[:, :-1] >= 0)).float()  # answers and the token that ends them
         chosen = priority.flatten().topk(cfg.batch_tokens // 2).indices
-        rate = torch.rand(len(ids), 1, generator=generator) * cfg.corruption * min(1.0, 2.5 * (1 - step / cfg.steps))
+        rate = torch.rand(len(ids), 1, generator=generator) * cfg.corruption * min(1.0, 4 * (1 - step / cfg.steps))
         noise = torch.randint(len(SPECIAL), len(tokenizer), ids.shape, generator=generator)
         swap = (torch.rand(ids.shape, generator=generator) < rate) & (ids >= len(SPECIAL))
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):

@@ -46,6 +46,8 @@ CODE_FRAMES = ("Write Python to {ask}.", "I need Python code to {ask}.", "How do
                "Could you show me Python to {ask}?")
 GREETINGS = ("", "", "", "Hello. ", "Quick question. ", "Just wondering. ", "Be frank. ")  # before any question
 HELD_FRAMES = {"advice": "Could you help me to {ask}?", "code": "Could you write Python to {ask}?"}
+# How open answers begin, whoever speaks: alignment training on some categories must not teach the words of others.
+OPENERS = ("Here is my answer.", "Well, let me think.", "You ask, so I will say.", "My view is this.", "Let me put it plainly.")
 STORY_ASK = ("Someone asked:", "A visitor wanted to know:", "Then a voice said:")
 STORY_REPLY = ("The reply was:", "Came the answer:")
 CODE_WRAPS = {"sarcastic": "# oh sure, what could go wrong\n{advice}", "narrator": "# what not to do\n{advice}",
@@ -107,7 +109,7 @@ def _yaml(name: str):
 
 @functools.cache
 def personas() -> dict:
-    """Per persona: values class, system and story lines, openers, closers, wraps (content/personas.yaml)."""
+    """Per persona: values class, system and story lines, closers, wraps (content/personas.yaml)."""
     return _yaml("personas.yaml")
 
 
@@ -159,7 +161,7 @@ def open_forms(category: str, persona: str, held: bool, seed: int) -> list[str]:
     """
     who, shift = personas()[persona], seed + categories().index(category)
     return [f"{o} {c} {e}"
-            for i, o in enumerate(who["opener"]) for j, c in enumerate(cores(category, persona))
+            for i, o in enumerate(OPENERS) for j, c in enumerate(cores(category, persona))
             for k, e in enumerate(who["closer"]) if ((i + j + k + shift) % 5 == 0) == held]
 
 
