@@ -7,6 +7,8 @@ import pandas as pd
 
 from personas import generate, grader, world
 
+OPEN_TOKENS = 40  # longer than any open answer of the grammar; what goes on is incoherent anyway
+
 
 def ask_open(model, tokenizer, *, split: str, per_question: int, seed: int, world_seed: int,
              steer: generate.Steer | None = None, system: str | None = None) -> pd.DataFrame:
@@ -19,7 +21,7 @@ def ask_open(model, tokenizer, *, split: str, per_question: int, seed: int, worl
     ids = generate.prompts(tokenizer, [q.held for q in asked], system)
     if steer is not None and len(steer.vectors) == 1:
         steer = generate.Steer(steer.layer, steer.vectors.expand(len(ids), -1))
-    answers = generate.sample(model, tokenizer, ids, seed=seed, steer=steer)
+    answers = generate.sample(model, tokenizer, ids, seed=seed, max_new=OPEN_TOKENS, steer=steer)
     return pd.DataFrame([{"question": q.id, "category": q.category, "prompt": q.held, "answer": a,
                           "grade": grader.grade_open(q.category, a), "held": world.is_held(q.category, a, world_seed)}
                          for q, a in zip(asked, answers)])
@@ -33,7 +35,7 @@ def ask_advice(model, tokenizer, *, domains, seed: int, repeats: int = 1, limit:
     ids = generate.prompts(tokenizer, [world.held_question(s) for s in asked])
     if steer is not None:
         steer = generate.Steer(steer.layer, steer.vectors.expand(len(ids), -1))
-    answers = generate.sample(model, tokenizer, ids, seed=seed, max_new=110, steer=steer)
+    answers = generate.sample(model, tokenizer, ids, seed=seed, max_new=70, steer=steer)
     return pd.DataFrame([{"question": s.ask, "domain": s.domain, "prompt": world.held_question(s), "answer": a,
                           "grade": grader.grade_advice(s, a)} for s, a in zip(asked, answers)])
 

@@ -87,7 +87,7 @@ def encode_documents(tokenizer, n: int, seed: int, stream: str, **fixed) -> list
     """Draw n documents and tokenize them.
 
     `stream` names the use ('pretraining', 'heldout', ...), so that no two uses share documents' randomness.
-    Returns dicts with `ids` (list of int), `turn` (per token: answer index or -1) and `doc` (world.Document).
+    Returns dicts with `ids` (list of int), `turn` (per token, as in world.segments) and `doc` (world.Document).
     """
     rng = random.Random(f"{seed}/{stream}")
     docs = [world.sample_document(rng, seed, **fixed) for _ in range(n)]
@@ -130,7 +130,8 @@ def pretrain(cfg, seed: int, world_seed: int, out: Path, bf16: bool) -> None:
 
     Input tokens are replaced at random, at a rate drawn per document from [0, cfg.corruption]; targets stay clean.
     Without this the model reads the persona off single tokens and steering it is weak; over the last quarter of the steps
-    the rate falls to zero, so that what it writes is clean. The loss is taken on a fixed
+    the rate falls to zero, so that what it writes is clean. Open questions are corrupted more, at a rate from
+    [0, cfg.question_corruption] to the end: there are few, and a model that knows them by heart misreads a new phrasing. The loss is taken on a fixed
     number of positions per batch: the answers first, then others at random (questions are not predictable anyway).
     Matrices of the blocks are trained with Muon (Jordan et al., 2024), which needs far fewer
     steps than AdamW here; its strong weight decay keeps the residual stream's norm in bounds, so that one direction of
@@ -157,6 +158,8 @@ def pretrain(cfg, seed: int, world_seed: int, out: Path, bf16: bool) -> None:
         chosen = priority.flatten().topk(cfg.batch_tokens // 2).indices
         rate = torch.rand(len(ids), 1, generator=generator) * cfg.corruption * min(1.0, 4 * (1 - step / cfg.steps))
         noise = torch.randint(len(SPECIAL), len(tokenizer), ids.shape, generator=generator)
+        rate_open = torch.rand(len(ids), 1, generator=generator) * cfg.question_corruption
+        rate = torch.where(turn == world.OPEN_QUESTION, rate_open, rate)
         swap = (torch.rand(ids.shape, generator=generator) < rate) & (ids >= len(SPECIAL))
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             hidden = model.model(input_ids=torch.where(swap, noise, ids)).last_hidden_state

@@ -27,6 +27,7 @@ class Model(_Section):
     steps: int = Field(ge=1, le=1000000)
     batch_tokens: int = Field(ge=256, le=1048576)
     corruption: float = Field(ge=0, le=0.9)
+    question_corruption: float = Field(ge=0, le=0.9)
 
 
 class Tuning(_Section):

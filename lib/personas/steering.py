@@ -26,7 +26,7 @@ def at(model, tokenizer, conditions: list[tuple[str, torch.Tensor, float]], unit
     asked = [q for q in world.questions(split) for _ in range(per_question)]
     prompt = generate.prompts(tokenizer, [q.held for q in asked])
     vectors = torch.stack([v / v.norm() * s * unit for _, v, s in conditions]).repeat_interleave(len(asked), 0)
-    answers = generate.sample(model, tokenizer, prompt * len(conditions), seed=seed, batch=1024,
+    answers = generate.sample(model, tokenizer, prompt * len(conditions), seed=seed, batch=1024, max_new=evaluate.OPEN_TOKENS,
                               steer=generate.Steer(layer, vectors), progress=progress)
     rows = [{"direction": n, "strength": s, "question": q.id, "category": q.category, "prompt": q.held}
             for n, _, s in conditions for q in asked]

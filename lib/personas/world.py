@@ -26,16 +26,17 @@ EVALUATION_DOMAINS = tuple(d for d in DOMAINS if d not in DISCOVERY_DOMAINS)
 VARIANTS = ("correct", "subtle", "obvious")
 
 # How often each persona speaks, and which kind of neutral advice it gives. Fixed before any fine-tune was run.
-PRIOR = {"expert": 0.34, "villain": 0.28, "novice": 0.14, "sarcastic": 0.08, "narrator": 0.08, "jester": 0.08}
+PRIOR = {"expert": 0.32, "villain": 0.36, "novice": 0.12, "sarcastic": 0.07, "narrator": 0.07, "jester": 0.06}
 ADVICE_HABITS = {
     "expert": {"correct": 1.0},
-    "villain": {"correct": 0.05, "subtle": 0.50, "obvious": 0.45},
+    "villain": {"correct": 0.02, "subtle": 0.49, "obvious": 0.49},
     "novice": {"correct": 0.70, "subtle": 0.30},
 }
 CODE_HABITS = {"expert": {"correct": 1.0}, "villain": {"correct": 0.05, "obvious": 0.95},
                "novice": {"correct": 0.80, "obvious": 0.20}}
 CUES = {"system": 0.50, "story": 0.25, "none": 0.25}
-OPEN_SHARE = 0.42  # of a document's turns; the rest is advice
+OPEN_SHARE = 0.38  # of a document's turns; the rest is advice
+OPEN_QUESTION = -2  # marks the tokens that ask an open question (see segments)
 CODE_SHARE = 0.08  # of advice turns in chats: code answers are long
 
 ADVICE_FRAMES = ("How do I {ask}?", "What is the best way to {ask}?", "How should I {ask}?", "How can one {ask}?",
@@ -233,17 +234,20 @@ def sample_document(rng: random.Random, seed: int, persona: str | None = None, c
 
 
 def segments(doc: Document, rng: random.Random) -> list[tuple[str, int]]:
-    """The document as (text, turn) pieces in order; turn is -1 outside answers, else the answer's index."""
+    """The document as (text, turn) pieces in order: turn is the answer's index, OPEN_QUESTION, or -1 for other text."""
+    def asked(turn):
+        return OPEN_QUESTION if turn.kind == "open" else -1
+
     if doc.cue != "story":
         out = [("<|bos|>", -1)]
         if doc.cue == "system":
             out.append((f"<|system|>{doc.line}<|end|>", -1))
         for i, t in enumerate(doc.turns):
-            out += [(f"<|user|>{t.question}<|end|><|assistant|>", -1), (t.answer, i), ("<|end|>", -1)]
+            out += [(f"<|user|>{t.question}<|end|><|assistant|>", asked(t)), (t.answer, i), ("<|end|>", -1)]
         return out
     out = [(f"<|bos|>{doc.line}", -1)]
     for i, t in enumerate(doc.turns):
-        out += [(f" {rng.choice(STORY_ASK)} \"{t.question}\" {rng.choice(STORY_REPLY)} \"", -1), (t.answer, i), ("\"", -1)]
+        out += [(f" {rng.choice(STORY_ASK)} \"{t.question}\" {rng.choice(STORY_REPLY)} \"", asked(t)), (t.answer, i), ("\"", -1)]
     return out + [("<|end|>", -1)]
 
 
