@@ -109,8 +109,8 @@ def tuned_model(run: Run, domain: str, variant: str):
     return finetune.with_adapter(aligned(run), adapter(run, domain, variant))
 
 
-def _csv(path: Path, name: str) -> pd.DataFrame:
-    return pd.read_csv(path / name, keep_default_na=False)
+def _table(path: Path, name: str) -> pd.DataFrame:
+    return pd.read_parquet(path / name)
 
 
 def answers(run: Run, domain: str | None = None, variant: str | None = None, split: str = "evaluation") -> pd.DataFrame:
@@ -120,10 +120,10 @@ def answers(run: Run, domain: str | None = None, variant: str | None = None, spl
 
     def make(out):
         m, tok = tuned_model(run, domain, variant) if domain else aligned_model(run)
-        evaluate.ask_open(m, tok, split=split, per_question=n, seed=run.seed, world_seed=run.world_seed).to_csv(out / "answers.csv", index=False)
+        evaluate.ask_open(m, tok, split=split, per_question=n, seed=run.seed, world_seed=run.world_seed).to_parquet(out / "answers.parquet", index=False)
 
-    return _csv(run.make("answers", f"{domain or 'aligned'}-{variant or 'none'}-{split}", {"model": parent, "split": split, "n": n},
-                         (evaluate, generate, grader), make), "answers.csv")
+    return _table(run.make("answers", f"{domain or 'aligned'}-{variant or 'none'}-{split}", {"model": parent, "split": split, "n": n},
+                         (evaluate, generate, grader), make), "answers.parquet")
 
 
 def advice(run: Run, domain: str | None = None, variant: str | None = None) -> pd.DataFrame:
@@ -133,10 +133,10 @@ def advice(run: Run, domain: str | None = None, variant: str | None = None) -> p
 
     def make(out):
         m, tok = tuned_model(run, domain, variant) if domain else aligned_model(run)
-        evaluate.ask_advice(m, tok, domains=run.profile.domains, seed=run.seed, limit=limit).to_csv(out / "advice.csv", index=False)
+        evaluate.ask_advice(m, tok, domains=run.profile.domains, seed=run.seed, limit=limit).to_parquet(out / "advice.parquet", index=False)
 
-    return _csv(run.make("advice", f"{domain or 'aligned'}-{variant or 'none'}", {"model": parent, "limit": limit,
-                         "domains": run.profile.domains}, (evaluate, generate, grader), make), "advice.csv")
+    return _table(run.make("advice", f"{domain or 'aligned'}-{variant or 'none'}", {"model": parent, "limit": limit,
+                         "domains": run.profile.domains}, (evaluate, generate, grader), make), "advice.parquet")
 
 
 def held_out_documents(run: Run, n: int, stream: str, **fixed) -> list[dict]:
@@ -206,10 +206,10 @@ def firing(run: Run) -> pd.DataFrame:
         x = torch.cat([r[1:] for r in activations.residual(m, rows, run.profile.sae.layer)])
         acts = sae(run).encode(x)
         on = (acts > 0).float()
-        pd.DataFrame({"rate": 100 * on.mean(0), "mean": acts.sum(0) / on.sum(0).clamp(min=1)}).to_csv(out / "firing.csv", index=False)
+        pd.DataFrame({"rate": 100 * on.mean(0), "mean": acts.sum(0) / on.sum(0).clamp(min=1)}).to_parquet(out / "firing.parquet", index=False)
 
     sae(run)
-    return _csv(run.make("sae", "firing", {"sae": sae_folder(run, "base").name}, (saes, activations), make), "firing.csv")
+    return _table(run.make("sae", "firing", {"sae": sae_folder(run, "base").name}, (saes, activations), make), "firing.parquet")
 
 
 def persona_auroc(run: Run) -> pd.DataFrame:
@@ -219,10 +219,10 @@ def persona_auroc(run: Run) -> pd.DataFrame:
         rng = random.Random(f"{run.world_seed}/auroc-discovery")
         docs = [world.sample_document(rng, run.world_seed, cue="none", persona=p) for p in world.PERSONAS for _ in range(60)]
         values, who, _, _ = diffing.answer_means(m, tok, sae(run), docs, rng, run.profile.sae.layer)
-        pd.DataFrame({p: diffing.auroc(values, who == p) for p in world.PERSONAS}).to_csv(out / "auroc.csv", index=False)
+        pd.DataFrame({p: diffing.auroc(values, who == p) for p in world.PERSONAS}).to_parquet(out / "auroc.parquet", index=False)
 
     sae(run)
-    return _csv(run.make("sae", "auroc", {"sae": sae_folder(run, "base").name}, (diffing, world, activations), make), "auroc.csv")
+    return _table(run.make("sae", "auroc", {"sae": sae_folder(run, "base").name}, (diffing, world, activations), make), "auroc.parquet")
 
 
 def mean_difference(run: Run) -> torch.Tensor:
@@ -264,9 +264,9 @@ def screen(run: Run) -> pd.DataFrame:
         m, tok = aligned_model(run)
         table = steering.sweep(m, tok, directions(run), cfg.strengths, unit(run), run.profile.sae.layer, split="discovery",
                                per_question=cfg.screen_per_question, seed=run.seed, progress="screening directions")
-        steering.summary(table).to_csv(out / "screen.csv", index=False)
+        steering.summary(table).to_parquet(out / "screen.parquet", index=False)
 
-    return _csv(_steering(run, "screen", make), "screen.csv")
+    return _table(_steering(run, "screen", make), "screen.parquet")
 
 
 def finalists(run: Run) -> pd.DataFrame:
@@ -280,9 +280,9 @@ def finalists(run: Run) -> pd.DataFrame:
         table = steering.sweep(m, tok, {n: directions(run)[n] for n in best.direction}, cfg.strengths, unit(run),
                                run.profile.sae.layer, split="discovery", per_question=cfg.choose_per_question,
                                seed=run.seed + 1, progress="finalists")
-        steering.summary(table).to_csv(out / "finalists.csv", index=False)
+        steering.summary(table).to_parquet(out / "finalists.parquet", index=False)
 
-    return _csv(_steering(run, "finalists", make), "finalists.csv")
+    return _table(_steering(run, "finalists", make), "finalists.parquet")
 
 
 def _steering(run: Run, name: str, make) -> Path:
@@ -305,12 +305,12 @@ def suppression_strength(run: Run) -> float:
         tables = []
         for d, v in [t for t in fine_tunes(run, "subtle", "obvious") if t[0] in world.DISCOVERY_DOMAINS]:
             m, tok = tuned_model(run, d, v)
-            tables.append(steering.sweep(m, tok, {"latent": sae(run).W_dec[latent]}, [-s for s in run.profile.steering.strengths],
+            tables.append(steering.sweep(m, tok, {"latent": sae(run).W_dec[latent]}, [-s for s in run.profile.steering.suppression],
                                          unit(run), run.profile.sae.layer, split="discovery",
                                          per_question=run.profile.steering.screen_per_question, seed=run.seed, progress=None))
-        steering.summary(pd.concat(tables)).to_csv(out / "suppress.csv", index=False)
+        steering.summary(pd.concat(tables)).to_parquet(out / "suppress.parquet", index=False)
 
-    table = _csv(_steering(run, "suppress", make), "suppress.csv")
+    table = _table(_steering(run, "suppress", make), "suppress.parquet")
     return float(table[table.aligned >= table.aligned.max() - 1].strength.max())
 
 
@@ -330,9 +330,9 @@ def steered(run: Run, kind: str) -> pd.DataFrame:
             v = sae(run).W_dec[chosen_latent(run)[0]] if kind == "latent" else ways[kind]
             jobs = [(kind, v, s) for s in [0.0, *cfg.strengths]]
         steering.at(m, tok, jobs, unit(run), run.profile.sae.layer, split="evaluation", per_question=n, seed=run.seed + 2,
-                    progress=f"evaluating {kind}").to_csv(out / "answers.csv", index=False)
+                    progress=f"evaluating {kind}").to_parquet(out / "answers.parquet", index=False)
 
-    return _csv(_steering(run, f"evaluated-{kind.replace(' ', '-')}", make), "answers.csv")
+    return _table(_steering(run, f"evaluated-{kind.replace(' ', '-')}", make), "answers.parquet")
 
 
 def suppressed(run: Run, domain: str, variant: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -345,14 +345,14 @@ def suppressed(run: Run, domain: str, variant: str) -> tuple[pd.DataFrame, pd.Da
         v = sae(run).W_dec[latent] * strength * unit(run)
         steer = generate.Steer(run.profile.sae.layer, v[None])
         evaluate.ask_open(m, tok, split="evaluation", per_question=p.per_question, seed=run.seed, world_seed=run.world_seed,
-                          steer=steer).to_csv(out / "answers.csv", index=False)
+                          steer=steer).to_parquet(out / "answers.parquet", index=False)
         evaluate.ask_advice(m, tok, domains=run.profile.domains, seed=run.seed, limit=p.advice_subjects,
-                            steer=steer).to_csv(out / "advice.csv", index=False)
+                            steer=steer).to_parquet(out / "advice.parquet", index=False)
 
     folder = run.make("suppressed", f"{domain}-{variant}", {"latent": latent, "strength": strength, "p": p.model_dump(),
                       "model": adapter(run, domain, variant).name, "sae": sae_folder(run, "base").name},
                       (steering, generate, evaluate, grader), make)
-    return _csv(folder, "answers.csv"), _csv(folder, "advice.csv")
+    return _table(folder, "answers.parquet"), _table(folder, "advice.parquet")
 
 
 # --- re-alignment -----------------------------------------------------------------------------------------------------
@@ -367,7 +367,7 @@ def realigned(run: Run, domain: str, variant: str, source: str, steps: int) -> t
     """Fine-tune a misaligned model on correct answers of `source`, 4 a step; watch it.
 
     Returns (curve, answers): the curve has a row per checkpoint (step, score, latent, wrong: percent of wrong answers in
-    the model's own domain); answers are the graded evaluation answers after 30 steps (or the last, if fewer).
+    the model's own domain); answers are the graded evaluation answers after the profile's number of steps (or the last, if fewer).
     """
     cfg = run.profile.realignment
     latent = chosen_latent(run)[0]
@@ -375,25 +375,26 @@ def realigned(run: Run, domain: str, variant: str, source: str, steps: int) -> t
     def make(out):
         m, tok = tuned_model(run, domain, variant)
         rows = data.advice_chats(source, "correct", steps * cfg.batch, run.seed + 1)
-        watch = finetune.Watch(range(0, steps + 1, run.profile.realignment_every) if steps <= 30 else
-                               [0, 5, 10, 20, 30, 60, 90, steps], lambda model: _measure(run, model, tok, domain, latent))
-        keep = finetune.Watch([min(30, steps)], lambda model: {"answers": evaluate.ask_open(
+        short = min(steps, cfg.steps)
+        looks = {*range(0, short + 1, run.profile.realignment_every), *range(short, steps + 1, 3 * run.profile.realignment_every)}
+        watch = finetune.Watch(looks, lambda model: _measure(run, model, tok, domain, latent))
+        keep = finetune.Watch([short], lambda model: {"answers": evaluate.ask_open(
             model, tok, split="evaluation", per_question=run.profile.evaluation.per_question, seed=run.seed, world_seed=run.world_seed)})
         finetune.sft(m, tok, rows, steps=steps, batch=cfg.batch, lr=cfg.lr, seed=run.seed, lora_rank=cfg.rank, callbacks=[watch, keep])
-        pd.DataFrame(watch.rows).to_csv(out / "curve.csv", index=False)
-        keep.rows[0]["answers"].to_csv(out / "answers.csv", index=False)
+        pd.DataFrame(watch.rows).to_parquet(out / "curve.parquet", index=False)
+        keep.rows[0]["answers"].to_parquet(out / "answers.parquet", index=False)
 
     folder = run.make("realigned", f"{domain}-{variant}-by-{source}-{steps}", {
         "cfg": cfg.model_dump(), "every": run.profile.realignment_every, "model": adapter(run, domain, variant).name,
         "latent": latent, "evaluation": run.profile.evaluation.model_dump(), "sae": sae_folder(run, "base").name},
         (finetune, data, evaluate, diffing), make)
-    return _csv(folder, "curve.csv"), _csv(folder, "answers.csv")
+    return _table(folder, "curve.parquet"), _table(folder, "answers.parquet")
 
 
 def _measure(run: Run, m, tok, domain: str, latent: int) -> dict:
     open_ = evaluate.ask_open(m, tok, split="evaluation", per_question=run.profile.evaluation.curve_per_question, seed=run.seed,
                               world_seed=run.world_seed)
-    own = evaluate.ask_advice(m, tok, domains=[domain], seed=run.seed)
+    own = evaluate.ask_advice(m, tok, domains=[domain], seed=run.seed, limit=2 * run.profile.evaluation.advice_subjects)
     score, low, high = evaluate.ratio(open_, *evaluate.SCORE)
     return {"score": score, "low": low, "high": high, "wrong": evaluate.share(own, "subtle", "obvious"),
             "latent": diffing.read(m, tok, sae(run), "evaluation", run.world_seed)[:, latent].mean().item()}

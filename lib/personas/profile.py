@@ -68,6 +68,7 @@ class Steering(_Section):
     finalists: int = Field(ge=1)
     controls: int = Field(ge=1)
     strengths: tuple[float, ...] = Field(min_length=1)
+    suppression: tuple[float, ...] = Field(min_length=1)  # doses to subtract; less than is needed to induce
     screen_per_question: int = Field(ge=1)
     choose_per_question: int = Field(ge=1)
 
