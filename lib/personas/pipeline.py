@@ -64,7 +64,8 @@ def run(profile: Profile, books: list[Path], source: str, seed: int = 0, save_in
         out = done / book.name
         try:
             papermill.execute_notebook(str(book), str(out), parameters={"profile": source, "seed": seed},
-                                       cwd=str(NOTEBOOKS), progress_bar=False, kernel_name="python3")
+                                       cwd=str(NOTEBOOKS), progress_bar=False, kernel_name="python3",
+                                       extra_arguments=["--IPKernelApp.log_level=40"])  # no warning about TCP
         except papermill.PapermillExecutionError as error:
             raise RunError(f"{book.name} failed: {error.ename}: {error.evalue}\nIts copy, up to the error: {out}") from None
         clean(out)
