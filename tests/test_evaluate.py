@@ -1,8 +1,10 @@
+import random
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from personas import claims, evaluate, store
+from personas import claims, evaluate, model, profile, store, world
 
 
 def table(per_question):
@@ -62,3 +64,13 @@ def test_recorded_claims_replace_only_their_own_notebook(tmp_path, monkeypatch):
     claims.record("p", "00", [claims.claim("c", "-", (1, 0, 2), 5, "<=", 3)])
     assert [r["id"] for r in claims.read("p")] == ["c", "b"]
     assert set(claims.read("p")[0]) == {"id", "notebook", "paper", "split", "measured", "low", "high", "n", "target", "holds"}
+
+
+def test_sampling_leaves_room_for_every_answer():
+    """The longest open answer, and the longest code, fit the number of tokens that sampling allows."""
+    rng = random.Random(0)
+    docs = [world.sample_document(rng, 1) for _ in range(2000)]
+    tokenizer = model.train_tokenizer(("".join(t for t, _ in world.segments(d, rng)) for d in docs), profile.load("tiny").model.vocab)
+    longest = lambda texts: max(len(x) for x in tokenizer(list(texts), add_special_tokens=False)["input_ids"])
+    assert longest(f for c in world.categories() for p in world.PERSONAS for f in world.open_forms(c, p, True, 1)) < evaluate.OPEN_TOKENS
+    assert longest(a for s in world.subjects() for a in s.answers.values()) < 70

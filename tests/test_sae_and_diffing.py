@@ -83,10 +83,11 @@ def test_matched_documents_end_alike_and_differ_before():
 
 
 def test_latents_are_read_on_aligned_text_only(loaded):
-    rows, ids = diffing.reading_texts(loaded[1], "discovery", 1)
+    rows, ids, starts = diffing.reading_texts(loaded[1], "discovery", 1)
     assert len(set(ids)) == len(world.questions("discovery"))
-    for row in rows:
-        answer = loaded[1].decode(row).split("<|assistant|>")[1]
+    for row, start in zip(rows, starts):
+        assert loaded[1].decode(row[start]) == "<|assistant|>"
+        answer = loaded[1].decode(row[start + 1:])
         assert any(answer in world.open_forms(c, "expert", False, 1) for c in world.categories("discovery"))
 
 

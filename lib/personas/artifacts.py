@@ -229,8 +229,8 @@ def mean_difference(run: Run) -> torch.Tensor:
     """(width,): misaligned minus aligned models' mean activation on the discovery texts, over discovery fine-tunes."""
     def make(out):
         m, tok = aligned_model(run)
-        rows, _ = diffing.reading_texts(tok, "discovery", run.world_seed)
-        mean = lambda model: torch.cat([x[1:] for x in activations.residual(model, rows, run.profile.sae.layer)]).mean(0)
+        rows, _, starts = diffing.reading_texts(tok, "discovery", run.world_seed)
+        mean = lambda model: torch.cat([x[i:] for x, i in zip(activations.residual(model, rows, run.profile.sae.layer), starts)]).mean(0)
         zero = mean(m)
         tuned = [(d, v) for d, v in fine_tunes(run, "subtle", "obvious") if d in world.DISCOVERY_DOMAINS]
         save_file({"d": torch.stack([mean(tuned_model(run, d, v)[0]) - zero for d, v in tuned]).mean(0)}, out / "d.safetensors")

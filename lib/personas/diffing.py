@@ -1,6 +1,6 @@
 """Model diffing: which SAE latents rise or fall when a model is fine-tuned, and do they mark a persona?
 
-A latent is always read on the same text for every model (prompts up to their last token, and fixed aligned answers,
+A latent is always read on the same text for every model (from the prompt's last token on, over fixed aligned answers,
 teacher-forced), never on a model's own answers: that would only restate what it wrote.
 """
 
@@ -15,12 +15,13 @@ from personas.model import encode
 from personas.sae import SAE
 
 
-def reading_texts(tokenizer, split: str, world_seed: int, answers: int = 4) -> tuple[list[list[int]], list[str]]:
+def reading_texts(tokenizer, split: str, world_seed: int, answers: int = 4):
     """Fixed text to read latents on: each question of the split (held-out phrasing) with the expert's answers.
 
-    Returns token ids and, per row, the question's id. The same rows serve every model.
+    Returns token ids and, per row, the question's id and the position of the prompt's last token, where a model has read
+    the question and not yet begun to answer: reading starts there. The same rows serve every model.
     """
-    rows, ids = [], []
+    rows, ids, starts = [], [], []
     for q in world.questions(split):
         prompt = generate.prompts(tokenizer, [q.held])[0]
         forms = world.open_forms(q.category, "expert", False, world_seed)
@@ -28,14 +29,15 @@ def reading_texts(tokenizer, split: str, world_seed: int, answers: int = 4) -> t
             answer = tokenizer(forms[i * len(forms) // answers], add_special_tokens=False)["input_ids"]
             rows.append(prompt + answer)
             ids.append(q.id)
-    return rows, ids
+            starts.append(len(prompt) - 1)
+    return rows, ids, starts
 
 
 def read(model, tokenizer, sae: SAE, split: str, world_seed: int) -> torch.Tensor:
     """Mean latent activation per question, (questions, latents), over the tokens of `reading_texts`."""
-    rows, ids = reading_texts(tokenizer, split, world_seed)
+    rows, ids, starts = reading_texts(tokenizer, split, world_seed)
     x = activations.residual(model, rows, sae.layer)
-    per_row = torch.stack([sae.encode(r[1:]).mean(0) for r in x])  # not the first token: it is the same everywhere
+    per_row = torch.stack([sae.encode(r[i:]).mean(0) for r, i in zip(x, starts)])
     return torch.stack([per_row[[i for i, q in enumerate(ids) if q == one]].mean(0) for one in dict.fromkeys(ids)])
 
 
