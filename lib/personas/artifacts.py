@@ -165,6 +165,24 @@ def sae_folder(run: Run, on: str, make=None) -> Path:
     return run.make("sae", on, {"cfg": run.profile.sae.model_dump(), "model": parent.name}, (saes, activations), make)
 
 
+def sae_quality(run: Run) -> pd.DataFrame:
+    """FVU, L0, dead latents and loss recovered of both SAEs, on stories and on chats that no SAE was trained on."""
+    def make(out):
+        rows = []
+        for on in ("base", "aligned"):
+            m, _ = _loaded(base(run) if on == "base" else aligned(run))
+            for kind, cue in (("stories", "story"), ("chats", "none")):
+                text = [d["ids"] for d in held_out_documents(run, 150, f"quality/{kind}", cue=cue)]
+                x = torch.cat([r[1:] for r in activations.residual(m, text, run.profile.sae.layer)])
+                rows.append({"SAE on": on, "text": kind} | saes.quality(sae(run, on), x) | saes.loss_recovered(m, sae(run, on), text))
+        pd.DataFrame(rows).to_parquet(out / "quality.parquet", index=False)
+
+    for on in ("base", "aligned"):
+        sae(run, on)
+    return _table(run.make("sae", "quality", {"saes": [sae_folder(run, on).name for on in ("base", "aligned")]}, (saes, activations), make),
+                  "quality.parquet")
+
+
 def unit(run: Run) -> float:
     """The unit of steering strength: centred RMS norm of the base model's activations on pretraining text."""
     sae(run)
@@ -298,8 +316,8 @@ def chosen_latent(run: Run) -> tuple[int, float]:
     return int(best.direction.split()[1]), float(best.strength)
 
 
-def suppression_strength(run: Run) -> float:
-    """The weakest dose at which subtracting the latent leaves most aligned answers in discovery domains' fine-tunes."""
+def suppression_screen(run: Run) -> pd.DataFrame:
+    """The chosen latent subtracted from discovery domains' misaligned models at every dose, on discovery questions."""
     def make(out):
         latent, _ = chosen_latent(run)
         tables = []
@@ -310,7 +328,12 @@ def suppression_strength(run: Run) -> float:
                                          per_question=run.profile.steering.screen_per_question, seed=run.seed, progress=None))
         steering.summary(pd.concat(tables)).to_parquet(out / "suppress.parquet", index=False)
 
-    table = _table(_steering(run, "suppress", make), "suppress.parquet")
+    return _table(_steering(run, "suppress", make), "suppress.parquet")
+
+
+def suppression_strength(run: Run) -> float:
+    """The weakest dose whose share of aligned answers is within a point of the best (suppression_screen)."""
+    table = suppression_screen(run)
     return float(table[table.aligned >= table.aligned.max() - 1].strength.max())
 
 
