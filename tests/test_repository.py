@@ -20,7 +20,7 @@ def personas(*args, **env):
 
 
 def pins():
-    return dict(l.split("==") for l in (ROOT / "constraints.txt").read_text().splitlines() if "==" in l)
+    return dict(l.lower().split("==") for l in (ROOT / "constraints.txt").read_text().splitlines() if "==" in l)
 
 
 def test_conda_binder_and_make_install_from_the_one_list_of_pins():
