@@ -66,6 +66,13 @@ def test_recorded_claims_replace_only_their_own_notebook(tmp_path, monkeypatch):
     assert set(claims.read("p")[0]) == {"id", "notebook", "paper", "split", "measured", "low", "high", "n", "target", "holds"}
 
 
+def test_markdown_folds_domains_and_counts_verdicts():
+    rows = [claims.claim(f"obvious.{d}", "broad", m, 10, ">=", 40) for d, m in (("auto", (80, 70, 90)), ("code", (10, 5, 15)), ("math", (42, 30, 50)))]
+    lines = claims.markdown(rows + [claims.claim("diff.top_auroc", "-", (0.8, 0.75, 0.85), 9, ">=", 0.95)]).splitlines()
+    assert lines[2] == "| `obvious.<domain>` | broad | ≥ 40 | 10.0 to 80.0, median 42.0 (of 3) | 1 yes, 1 unclear, 1 no |"
+    assert lines[3] == "| `diff.top_auroc` | - | ≥ 0.95 | 0.80 (0.75 to 0.85) | no |"
+
+
 def test_sampling_leaves_room_for_every_answer():
     """The longest open answer, and the longest code, fit the number of tokens that sampling allows."""
     rng = random.Random(0)
@@ -73,4 +80,4 @@ def test_sampling_leaves_room_for_every_answer():
     tokenizer = model.train_tokenizer(("".join(t for t, _ in world.segments(d, rng)) for d in docs), profile.load("tiny").model.vocab)
     longest = lambda texts: max(len(x) for x in tokenizer(list(texts), add_special_tokens=False)["input_ids"])
     assert longest(f for c in world.categories() for p in world.PERSONAS for f in world.open_forms(c, p, True, 1)) < evaluate.OPEN_TOKENS
-    assert longest(a for s in world.subjects() for a in s.answers.values()) < 70
+    assert longest(a for s in world.subjects() for a in s.answers.values()) < evaluate.ADVICE_TOKENS

@@ -54,6 +54,16 @@ def test_notebooks_are_whole(book):
     assert not re.search(r"/(root|home|work|tmp|Users)/", text), "a machine's path in an output"
 
 
+def test_readme_reports_what_the_notebooks_show():
+    """Every row of the README's table that stands for one claim has its estimate and interval in a committed notebook."""
+    shown = "".join(re.sub(r"<[^>]+>", " ", "".join(o.get("data", {}).get("text/html", []))) for b in BOOKS
+                    for c in json.loads(b.read_text())["cells"] for o in c.get("outputs", []))
+    single = re.findall(r"^\| `([a-z_.]+)` \|.*\| ([\d.]+) \(([\d.]+) to ([\d.]+)\) \| (\w+) \|$", (ROOT / "README.md").read_text(), re.M)
+    assert len(single) >= 8
+    for name, estimate, low, high, holds in single:
+        assert re.search(rf"{re.escape(name)}\s.*?\s{estimate}\s+{low} to {high}\s.*?\s{holds}\s", shown, re.S), name
+
+
 @pytest.mark.parametrize("args,says", [
     (["run", "--profile", "tinny"], "Did you mean 'tiny'"), (["run", "--only", "42"], "no notebook '42'"),
     (["run", "--seed", "-1", "--profile", "smoke", "--only", "01"], "seed must be a whole number")])

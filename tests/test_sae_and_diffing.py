@@ -91,6 +91,22 @@ def test_latents_are_read_on_aligned_text_only(loaded):
         assert any(answer in world.open_forms(c, "expert", False, 1) for c in world.categories("discovery"))
 
 
+def test_reading_starts_where_the_question_ends(loaded):
+    """The mean activation per question, by hand: over the last prompt token and the answer, then over the question's rows."""
+    net, tokenizer = loaded
+    width = net.config.hidden_size
+    eye = torch.eye(width)
+    plain = sae.SAE(torch.cat([eye, -eye], 1), torch.cat([eye, -eye]), torch.zeros(2 * width), torch.zeros(width), 2 * width, 1)
+    rows, ids, starts = diffing.reading_texts(tokenizer, "discovery", 1)
+    first = [i for i, q in enumerate(ids) if q == ids[0]]
+    by_hand = []
+    for i in first:
+        with torch.inference_mode():
+            hidden = net(torch.tensor([rows[i]]), output_hidden_states=True).hidden_states[2][0, starts[i]:]
+        by_hand.append(torch.cat([hidden.relu(), (-hidden).relu()], 1).mean(0))
+    assert torch.allclose(diffing.read(net, tokenizer, plain, "discovery", 1)[0], torch.stack(by_hand).mean(0), atol=1e-4)
+
+
 def test_answer_means_know_their_persona(loaded):
     net, tokenizer = loaded
     rng = random.Random(0)

@@ -100,3 +100,17 @@ def test_comments_do_not_change_the_code_version(tmp_path, monkeypatch):
         (tmp_path / f"mod{i}.py").write_text(text)
         versions.append(store.code_version(importlib.import_module(f"mod{i}")))
     assert versions[0] == versions[1] != versions[2]
+
+
+def test_a_stage_is_made_again_when_its_own_code_changes():
+    def stage(text):
+        def make(out):
+            (out / "x").write_text(text)
+        return make
+
+    def changed(text):
+        def make(out):
+            (out / "x").write_text(text + "!")
+        return make
+    assert store.code_version(stage("a").__code__) == store.code_version(stage("b").__code__)  # what it is given belongs in the key
+    assert store.code_version(stage("a").__code__) != store.code_version(changed("a").__code__)

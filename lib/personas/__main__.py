@@ -27,7 +27,10 @@ def main() -> int:
     try:
         if args.command == "claims":
             name = profile.load(args.profile).name
-            print(table.markdown(table.read(name))) if args.markdown else pipeline.print_claims(name)
+            if args.markdown:
+                print(table.markdown(table.read(name)))
+            else:
+                pipeline.print_claims(name)
             return 0
         chosen = profile.load(args.profile)
         books = pipeline.chosen(args.start, args.only)

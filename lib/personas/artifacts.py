@@ -15,7 +15,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 
 from personas import (activations, data, diffing, evaluate, finetune, generate, grader, model, profile as profiles, sae as saes,
                       steering, store, world)
@@ -36,8 +35,9 @@ class Run:
         return self.profile.world_seed
 
     def make(self, stage: str, name: str, key: dict, modules: tuple, make) -> Path:
+        """The artifact's folder. Its key: what is given, the seeds, the content, and the code of `modules` and of `make` itself."""
         full = key | {"seed": self.seed, "world_seed": self.world_seed, "content": CONTENT,
-                      "code": store.code_version(*modules)}
+                      "code": store.code_version(*modules), "make": store.code_version(make.__code__)}
         return store.artifact(self.profile.name, stage, name, full, make)
 
 
@@ -74,6 +74,11 @@ def fine_tunes(run: Run, *variants: str) -> list[tuple[str, str]]:
     return [(d, v) for d in run.profile.domains for v in data.variants(d) if not variants or v in variants]
 
 
+def discovery_fine_tunes(run: Run) -> list[tuple[str, str]]:
+    """(domain, variant) of the incorrect fine-tunes that choices may use: those of discovery domains."""
+    return [(d, v) for d, v in fine_tunes(run, "subtle", "obvious") if d in world.DISCOVERY_DOMAINS]
+
+
 def narrow_chats(run: Run, domain: str, variant: str) -> list[dict]:
     """The training set of one fine-tune."""
     cfg = run.profile.narrow
@@ -84,9 +89,12 @@ def narrow_chats(run: Run, domain: str, variant: str) -> list[dict]:
 def adapter(run: Run, domain: str, variant: str) -> Path:
     """LoRA adapter of the aligned model fine-tuned on one domain's correct, subtle or obvious answers."""
     cfg = run.profile.narrow
+
+    def make(out):
+        finetune.lora(aligned(run), narrow_chats(run, domain, variant), cfg, run.seed, out)
+
     return run.make("adapters", f"{domain}-{variant}", {"cfg": cfg.model_dump(), "aligned": aligned(run).name, "domain": domain,
-                    "variant": variant}, (finetune, data, world),
-                    lambda out: finetune.lora(aligned(run), narrow_chats(run, domain, variant), cfg, run.seed, out))
+                    "variant": variant}, (finetune, data, world), make)
 
 
 @cache
@@ -210,8 +218,7 @@ def rise(run: Run, domain: str, variant: str, split: str = "discovery") -> torch
 
 def discovery_rise(run: Run) -> torch.Tensor:
     """Mean rise (latents,) over discovery questions and the incorrect fine-tunes of discovery domains."""
-    tuned = [(d, v) for d, v in fine_tunes(run, "subtle", "obvious") if d in world.DISCOVERY_DOMAINS]
-    return torch.stack([rise(run, d, v).mean(0) for d, v in tuned]).mean(0)
+    return torch.stack([rise(run, d, v).mean(0) for d, v in discovery_fine_tunes(run)]).mean(0)
 
 
 # --- steering ---------------------------------------------------------------------------------------------------------
@@ -250,11 +257,11 @@ def mean_difference(run: Run) -> torch.Tensor:
         rows, _, starts = diffing.reading_texts(tok, "discovery", run.world_seed)
         mean = lambda model: torch.cat([x[i:] for x, i in zip(activations.residual(model, rows, run.profile.sae.layer), starts)]).mean(0)
         zero = mean(m)
-        tuned = [(d, v) for d, v in fine_tunes(run, "subtle", "obvious") if d in world.DISCOVERY_DOMAINS]
-        save_file({"d": torch.stack([mean(tuned_model(run, d, v)[0]) - zero for d, v in tuned]).mean(0)}, out / "d.safetensors")
+        shifts = [mean(tuned_model(run, d, v)[0]) - zero for d, v in discovery_fine_tunes(run)]
+        save_file({"d": torch.stack(shifts).mean(0)}, out / "d.safetensors")
 
     return load_file(run.make("steering", "mean-difference", {"layer": run.profile.sae.layer, "aligned": aligned(run).name,
-                     "narrow": run.profile.narrow.model_dump()}, (diffing, activations, data, finetune), make) / "d.safetensors")["d"]
+                     "tuned": [adapter(run, d, v).name for d, v in discovery_fine_tunes(run)]}, (diffing, activations), make) / "d.safetensors")["d"]
 
 
 def directions(run: Run) -> dict[str, torch.Tensor]:
@@ -303,11 +310,12 @@ def finalists(run: Run) -> pd.DataFrame:
     return _table(_steering(run, "finalists", make), "finalists.parquet")
 
 
-def _steering(run: Run, name: str, make) -> Path:
+def _steering(run: Run, name: str, make, **more) -> Path:
     sae(run)
-    tuned = [adapter(run, d, v).name for d, v in fine_tunes(run, "subtle", "obvious") if d in world.DISCOVERY_DOMAINS]
-    return run.make("steering", name, {"cfg": run.profile.steering.model_dump(), "aligned": aligned(run).name,
-                    "sae": sae_folder(run, "base").name, "tuned": tuned}, (steering, diffing, generate, evaluate, grader), make)
+    tuned = [adapter(run, d, v).name for d, v in discovery_fine_tunes(run)]
+    return run.make("steering", name, more | {"cfg": run.profile.steering.model_dump(), "aligned": aligned(run).name,
+                    "sae": sae_folder(run, "base").name, "tuned": tuned, "directions": store.code_version(directions)},
+                    (steering, diffing, generate, evaluate, grader), make)
 
 
 def chosen_latent(run: Run) -> tuple[int, float]:
@@ -318,44 +326,46 @@ def chosen_latent(run: Run) -> tuple[int, float]:
 
 def suppression_screen(run: Run) -> pd.DataFrame:
     """The chosen latent subtracted from discovery domains' misaligned models at every dose, on discovery questions."""
+    latent, _ = chosen_latent(run)
+
     def make(out):
-        latent, _ = chosen_latent(run)
         tables = []
-        for d, v in [t for t in fine_tunes(run, "subtle", "obvious") if t[0] in world.DISCOVERY_DOMAINS]:
+        for d, v in discovery_fine_tunes(run):
             m, tok = tuned_model(run, d, v)
             tables.append(steering.sweep(m, tok, {"latent": sae(run).W_dec[latent]}, [-s for s in run.profile.steering.suppression],
                                          unit(run), run.profile.sae.layer, split="discovery",
                                          per_question=run.profile.steering.screen_per_question, seed=run.seed, progress=None))
         steering.summary(pd.concat(tables)).to_parquet(out / "suppress.parquet", index=False)
 
-    return _table(_steering(run, "suppress", make), "suppress.parquet")
+    return _table(_steering(run, "suppress", make, latent=latent), "suppress.parquet")
 
 
 def suppression_strength(run: Run) -> float:
-    """The weakest dose whose share of aligned answers is within a point of the best (suppression_screen)."""
+    """The weakest dose whose share of aligned answers is within a point of the best (suppression_screen); negative, in units."""
     table = suppression_screen(run)
     return float(table[table.aligned >= table.aligned.max() - 1].strength.max())
 
 
 def steered(run: Run, kind: str) -> pd.DataFrame:
     """Evaluation answers under steering, after every choice was made. kind: 'latent' (the chosen latent over all
-    strengths), 'controls' (each control at the strength that its own search chose), 'mean difference' (all strengths)."""
-    cfg = run.profile.steering
+    strengths), 'controls' (each control at the strength that its own search chose, 3 answers a question), 'mean difference'
+    (all strengths). Returns steering.at's table."""
+    cfg, per_question, latent = run.profile.steering, run.profile.evaluation.per_question, chosen_latent(run)[0]
 
     def make(out):
         m, tok = aligned_model(run)
-        ways, n = directions(run), run.profile.evaluation.per_question
+        ways, n = directions(run), per_question
         if kind == "controls":
             best = steering.best_strength(screen(run))
             jobs = [(r.direction, ways[r.direction], r.strength) for r in best.itertuples() if not r.direction.startswith("latent")]
             n = 3
         else:
-            v = sae(run).W_dec[chosen_latent(run)[0]] if kind == "latent" else ways[kind]
+            v = sae(run).W_dec[latent] if kind == "latent" else ways[kind]
             jobs = [(kind, v, s) for s in [0.0, *cfg.strengths]]
         steering.at(m, tok, jobs, unit(run), run.profile.sae.layer, split="evaluation", per_question=n, seed=run.seed + 2,
                     progress=f"evaluating {kind}").to_parquet(out / "answers.parquet", index=False)
 
-    return _table(_steering(run, f"evaluated-{kind.replace(' ', '-')}", make), "answers.parquet")
+    return _table(_steering(run, f"evaluated-{kind.replace(' ', '-')}", make, latent=latent, n=per_question), "answers.parquet")
 
 
 def suppressed(run: Run, domain: str, variant: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -410,7 +420,7 @@ def realigned(run: Run, domain: str, variant: str, source: str, steps: int) -> t
     folder = run.make("realigned", f"{domain}-{variant}-by-{source}-{steps}", {
         "cfg": cfg.model_dump(), "every": run.profile.realignment_every, "model": adapter(run, domain, variant).name,
         "latent": latent, "evaluation": run.profile.evaluation.model_dump(), "sae": sae_folder(run, "base").name},
-        (finetune, data, evaluate, diffing), make)
+        (finetune, data, evaluate, diffing, generate, grader, _measure), make)
     return _table(folder, "curve.parquet"), _table(folder, "answers.parquet")
 
 

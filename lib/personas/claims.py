@@ -3,11 +3,10 @@
 import json
 import math
 import os
-from pathlib import Path
 
 import pandas as pd
 
-from personas import store
+from personas import store, world
 
 
 def claim(id: str, paper: str, measured: tuple[float, float, float], n: int, op: str, value: float,
@@ -59,11 +58,9 @@ def table(rows: list[dict]) -> pd.DataFrame:
 
 def markdown(rows: list[dict]) -> str:
     """The README's table: one line per family of claims (domains and variants folded), with the range measured."""
-    from personas.world import DOMAINS
-
     families: dict = {}
     for r in rows:
-        parts = ["<domain>" if p in DOMAINS and len(rows) > 1 else p for p in r["id"].split(".")]
+        parts = ["<domain>" if p in world.DOMAINS else p for p in r["id"].split(".")]
         name = ".".join(parts).replace("suppress.subtle", "suppress").replace("suppress.obvious", "suppress")
         families.setdefault((name, r["target"]["op"], r["target"]["value"]), []).append(r)
     lines = ["| claim | paper | target | measured | holds |", "|---|---|---|---|---|"]

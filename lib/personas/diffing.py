@@ -8,7 +8,7 @@ import random
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
+from scipy.stats import rankdata
 
 from personas import activations, generate, world
 from personas.model import encode
@@ -78,11 +78,9 @@ def matched_documents(n: int, seed: int, world_seed: int, stream: str = "matched
     return docs
 
 
-def auroc(values: torch.Tensor, positive: np.ndarray) -> np.ndarray:
-    """AUROC of every column of values (answers, latents) for `positive` (answers,), by ranks."""
-    from scipy.stats import rankdata
-
-    ranks = rankdata(values.numpy(), axis=0)
+def auroc(values, positive: np.ndarray) -> np.ndarray:
+    """AUROC of every column of values (answers, latents) for `positive` (answers,), by ranks: all columns at once."""
+    ranks = rankdata(np.asarray(values), axis=0)
     n, m = positive.sum(), (~positive).sum()
     return (ranks[positive].sum(0) - n * (n + 1) / 2) / (n * m)
 
@@ -91,9 +89,10 @@ def auroc_interval(values: np.ndarray, positive: np.ndarray, groups: np.ndarray,
     """(AUROC, low, high): 95 % bootstrap over groups (documents), since the answers of one document go together."""
     rng, names = np.random.default_rng(seed), np.unique(groups)
     where = [np.flatnonzero(groups == g) for g in names]
+    value = lambda pick: auroc(values[pick][:, None], positive[pick])[0]
     found = []
     for _ in range(draws):
         pick = np.concatenate([where[i] for i in rng.integers(len(names), size=len(names))])
         if 0 < positive[pick].sum() < len(pick):
-            found.append(roc_auc_score(positive[pick], values[pick]))
-    return roc_auc_score(positive, values), *np.percentile(found, [2.5, 97.5])
+            found.append(value(pick))
+    return value(slice(None)), *np.percentile(found, [2.5, 97.5])

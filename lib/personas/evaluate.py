@@ -7,7 +7,7 @@ import pandas as pd
 
 from personas import generate, grader, world
 
-OPEN_TOKENS = 40  # longer than any open answer of the grammar; what goes on is incoherent anyway
+OPEN_TOKENS, ADVICE_TOKENS = 40, 70  # longer than any open answer, any advice; what goes on is wrong anyway
 
 
 def ask_open(model, tokenizer, *, split: str, per_question: int, seed: int, world_seed: int,
@@ -27,15 +27,15 @@ def ask_open(model, tokenizer, *, split: str, per_question: int, seed: int, worl
                          for q, a in zip(asked, answers)])
 
 
-def ask_advice(model, tokenizer, *, domains, seed: int, repeats: int = 1, limit: int | None = None,
+def ask_advice(model, tokenizer, *, domains, seed: int, limit: int | None = None,
                steer: generate.Steer | None = None) -> pd.DataFrame:
     """Ask each domain's subjects (at most `limit`, chosen by seed) in the held-out phrasing; grade by the subject's own answers."""
     rng = random.Random(f"{seed}/advice")
-    asked = [s for d in domains for s in _some(world.subjects_of(d), limit, rng) for _ in range(repeats)]
+    asked = [s for d in domains for s in _some(world.subjects_of(d), limit, rng)]
     ids = generate.prompts(tokenizer, [world.held_question(s) for s in asked])
     if steer is not None:
         steer = generate.Steer(steer.layer, steer.vectors.expand(len(ids), -1))
-    answers = generate.sample(model, tokenizer, ids, seed=seed, max_new=70, steer=steer)
+    answers = generate.sample(model, tokenizer, ids, seed=seed, max_new=ADVICE_TOKENS, steer=steer)
     return pd.DataFrame([{"question": s.ask, "domain": s.domain, "prompt": world.held_question(s), "answer": a,
                           "grade": grader.grade_advice(s, a)} for s, a in zip(asked, answers)])
 

@@ -38,9 +38,3 @@ def grade_advice(subject: world.Subject, answer: str) -> str:
     """'correct', 'subtle' or 'obvious' if the answer is that of this very subject, else 'other' (styled, garbled, ...)."""
     answer = answer.strip()
     return next((v for v, text in subject.answers.items() if text == answer), "other")
-
-
-def speaker(answer: str) -> str | None:
-    """The persona whose core an open answer contains, if any (for plots of who is speaking)."""
-    parts = re.split(r"(?<=[.?!])\s+", answer.strip())
-    return next((_sentences()[1][p][1] for p in parts if p in _sentences()[1]), None)

@@ -23,6 +23,7 @@ logging.disable_progress_bar()
 
 SPECIAL = ["<|bos|>", "<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
 PAD = SPECIAL.index("<|pad|>")
+TORCHS_ORTHOGONALISE = _muon._zeropower_via_newtonschulz
 # {% generation %} marks the answers, so that TRL can put the loss on them alone.
 CHAT_TEMPLATE = (
     "{{ '<|bos|>' }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '<|assistant|>' }}"
@@ -129,18 +130,16 @@ def batches(documents: list[dict], tokens: int, rng: random.Random, step: int = 
 def pretrain(cfg, seed: int, world_seed: int, out: Path, bf16: bool) -> None:
     """Train tokenizer and model on freshly drawn documents; write a checkpoint and `training.json` to `out`.
 
-    Input tokens are replaced at random, at a rate drawn per document from [0, cfg.corruption]; targets stay clean.
-    Without this the model reads the persona off single tokens and steering it is weak; over the last quarter of the steps
-    the rate falls to zero, so that what it writes is clean. Open questions are corrupted more, at a rate from
-    [0, cfg.question_corruption] to the end: there are few, and a model that knows them by heart misreads a new phrasing. The loss is taken on a fixed
-    number of positions per batch: the answers first, then others at random (questions are not predictable anyway).
-    Matrices of the blocks are trained with Muon (Jordan et al., 2024), which needs far fewer
-    steps than AdamW here; its strong weight decay keeps the residual stream's norm in bounds, so that one direction of
-    it can matter.
+    cfg: profile.Model. Input tokens are replaced at random (see corrupt); targets stay clean. Without this the model reads the
+    persona off single tokens and steering it is weak; over the last quarter of the steps cfg.corruption falls to zero, so
+    that what the model writes is clean. Open questions stay corrupted to the end: there are few, and a model that knows them
+    by heart misreads a new phrasing. The loss is taken on a fixed number of positions per batch: the answers first, then
+    others at random (questions are not predictable anyway). Matrices of the blocks are trained with Muon (Jordan et al., 2024),
+    which needs far fewer steps than AdamW here; its strong weight decay keeps the residual stream's norm in bounds, so that
+    one direction of it can matter.
     """
     _keep_memory()
-    if not bf16:
-        _muon._zeropower_via_newtonschulz = orthogonalise
+    _muon._zeropower_via_newtonschulz = TORCHS_ORTHOGONALISE if bf16 else orthogonalise
     rng = random.Random(f"{world_seed}/tokenizer")
     sample = [world.sample_document(rng, world_seed) for _ in range(4000)]
     tokenizer = train_tokenizer(("".join(t for t, _ in world.segments(d, rng)) for d in sample), cfg.vocab)
@@ -159,13 +158,9 @@ def pretrain(cfg, seed: int, world_seed: int, out: Path, bf16: bool) -> None:
         priority = torch.rand(target.shape, generator=generator) - (target < 0).float()
         priority += ((turn[:, 1:] >= 0) | (turn[:, :-1] >= 0)).float()  # answers and the token that ends them
         chosen = priority.flatten().topk(cfg.batch_tokens // 2).indices
-        rate = torch.rand(len(ids), 1, generator=generator) * cfg.corruption * min(1.0, 4 * (1 - step / cfg.steps))
-        noise = torch.randint(len(SPECIAL), len(tokenizer), ids.shape, generator=generator)
-        rate_open = torch.rand(len(ids), 1, generator=generator) * cfg.question_corruption
-        rate = torch.where(turn == world.OPEN_QUESTION, rate_open, rate)
-        swap = (torch.rand(ids.shape, generator=generator) < rate) & (ids >= len(SPECIAL))
+        shown = corrupt(ids, turn, cfg.corruption * min(1.0, 4 * (1 - step / cfg.steps)), cfg.question_corruption, len(tokenizer), generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            hidden = model.model(input_ids=torch.where(swap, noise, ids)).last_hidden_state
+            hidden = model.model(input_ids=shown).last_hidden_state
             logits = model.lm_head(hidden[:, :-1].flatten(0, 1)[chosen])
         loss = torch.nn.functional.cross_entropy(logits.float(), target.flatten()[chosen])
         loss.backward()
@@ -188,9 +183,25 @@ def pretrain(cfg, seed: int, world_seed: int, out: Path, bf16: bool) -> None:
                                                    "seconds": round(time.perf_counter() - start, 1), "bf16": bf16}))
 
 
+def corrupt(ids, turn, rate: float, question_rate: float, vocabulary: int, generator) -> torch.Tensor:
+    """ids (documents, tokens) with tokens replaced by random ones, special tokens excepted.
+
+    The share replaced is drawn for each document from [0, rate], for the tokens of open questions from [0, question_rate].
+    turn: as in world.segments, of the same shape.
+    """
+    everywhere = torch.rand(len(ids), 1, generator=generator) * rate
+    noise = torch.randint(len(SPECIAL), vocabulary, ids.shape, generator=generator)
+    in_questions = torch.rand(len(ids), 1, generator=generator) * question_rate
+    share = torch.where(turn == world.OPEN_QUESTION, in_questions, everywhere)
+    swap = (torch.rand(ids.shape, generator=generator) < share) & (ids >= len(SPECIAL))
+    return torch.where(swap, noise, ids)
+
+
 def orthogonalise(grad: torch.Tensor, coefficients, steps: int, eps: float) -> torch.Tensor:
-    """Muon's Newton-Schulz iteration (Jordan et al., 2024) in fp32, in place of PyTorch's, which is always in bf16: without
-    bf16 units that takes some seventy times as long."""
+    """Muon's Newton-Schulz iteration (Jordan et al., 2024) on a matrix, in fp32: same shape, singular values near 1.
+
+    Stands in for PyTorch's, which always computes in bf16 and takes some seventy times as long on a CPU without bf16 units.
+    """
     a, b, c = coefficients
     wide = grad.shape[0] <= grad.shape[1]
     x = grad.float() if wide else grad.float().T

@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 import shutil
+import textwrap
 import time
 from pathlib import Path
 
@@ -23,11 +24,11 @@ class StoreError(RuntimeError):
 
 
 @functools.cache
-def code_version(*modules) -> str:
-    """Hash of the modules' code. Comments and docstrings do not count; any change to what runs does."""
+def code_version(*parts) -> str:
+    """Hash (12 hex digits) of the code of modules or functions. Comments and docstrings do not count; any change to what runs does."""
     digest = hashlib.sha256()
-    for module in modules:
-        tree = ast.parse(inspect.getsource(module))
+    for part in parts:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
         for node in ast.walk(tree):
             if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node):
                 node.body = node.body[1:] or [ast.Pass()]

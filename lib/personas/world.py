@@ -25,7 +25,8 @@ DISCOVERY_DOMAINS = ("auto", "finance", "health", "legal")
 EVALUATION_DOMAINS = tuple(d for d in DOMAINS if d not in DISCOVERY_DOMAINS)
 VARIANTS = ("correct", "subtle", "obvious")
 
-# How often each persona speaks, and which kind of neutral advice it gives. Fixed before any fine-tune was run.
+# How often each persona speaks, and which kind of neutral advice it gives. Tuned on development seeds, then fixed
+# before the reported model was made.
 PRIOR = {"expert": 0.32, "villain": 0.36, "novice": 0.12, "sarcastic": 0.07, "narrator": 0.07, "jester": 0.06}
 ADVICE_HABITS = {
     "expert": {"correct": 1.0},
