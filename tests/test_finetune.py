@@ -67,3 +67,21 @@ def test_watch_measures_at_the_steps_asked_for(checkpoint):
     watch = finetune.Watch([0, 2, 4], lambda m: {"training": m.training})
     finetune.sft(net, tokenizer, data.advice_chats("auto", "correct", 16, 0), steps=4, batch=4, lr=1e-3, seed=0, lora_rank=2, callbacks=[watch])
     assert watch.rows == [{"step": s, "training": False} for s in (0, 2, 4)]
+
+
+def test_watch_measures_the_adapted_model_and_leaves_training_alone(checkpoint):
+    ids, rows = torch.arange(6, 26)[None], data.advice_chats("auto", "correct", 24, 0)
+
+    def trained(callbacks):
+        net, tokenizer = model.load(checkpoint)
+        return finetune.sft(net, tokenizer, rows, steps=6, batch=4, lr=1e-2, seed=0, lora_rank=2, callbacks=callbacks)
+
+    def logits(m):
+        with torch.inference_mode():
+            return m(ids).logits
+
+    watch = finetune.Watch([0, 3, 6], lambda m: {"logits": logits(m)})
+    tuned, losses = trained([watch])
+    before, after = (r["logits"].float() for r in (watch.rows[0], watch.rows[-1]))
+    assert (after - logits(tuned).float()).norm() < 0.1 * (after - before).norm()  # what training changed is there (in bf16)
+    assert losses == pytest.approx(trained([])[1], rel=0.01)

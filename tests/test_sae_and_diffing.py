@@ -91,12 +91,16 @@ def test_latents_are_read_on_aligned_text_only(loaded):
         assert any(answer in world.open_forms(c, "expert", False, 1) for c in world.categories("discovery"))
 
 
+def plain(net):
+    """An SAE that can be checked by hand: one latent for the positive and one for the negative part of each coordinate."""
+    width = net.config.hidden_size
+    eye = torch.eye(width)
+    return sae.SAE(torch.cat([eye, -eye], 1), torch.cat([eye, -eye]), torch.zeros(2 * width), torch.zeros(width), 2 * width, 1)
+
+
 def test_reading_starts_where_the_question_ends(loaded):
     """The mean activation per question, by hand: over the last prompt token and the answer, then over the question's rows."""
     net, tokenizer = loaded
-    width = net.config.hidden_size
-    eye = torch.eye(width)
-    plain = sae.SAE(torch.cat([eye, -eye], 1), torch.cat([eye, -eye]), torch.zeros(2 * width), torch.zeros(width), 2 * width, 1)
     rows, ids, starts = diffing.reading_texts(tokenizer, "discovery", 1)
     first = [i for i, q in enumerate(ids) if q == ids[0]]
     by_hand = []
@@ -104,13 +108,21 @@ def test_reading_starts_where_the_question_ends(loaded):
         with torch.inference_mode():
             hidden = net(torch.tensor([rows[i]]), output_hidden_states=True).hidden_states[2][0, starts[i]:]
         by_hand.append(torch.cat([hidden.relu(), (-hidden).relu()], 1).mean(0))
-    assert torch.allclose(diffing.read(net, tokenizer, plain, "discovery", 1)[0], torch.stack(by_hand).mean(0), atol=1e-4)
+    assert torch.allclose(diffing.read(net, tokenizer, plain(net), "discovery", 1)[0], torch.stack(by_hand).mean(0), atol=1e-4)
 
 
 def test_answer_means_know_their_persona(loaded):
     net, tokenizer = loaded
     rng = random.Random(0)
     docs = [world.sample_document(rng, 1, cue="none") for _ in range(6)]
-    values, who, texts, turns = diffing.answer_means(net, tokenizer, None, docs, rng, 1)
-    assert len(values) == len(who) == len(texts) == sum(len(d.turns) for d in docs)
-    assert list(who) == [d.persona for d in docs for _ in d.turns]
+    read = diffing.read_answers(net, tokenizer, plain(net), docs, rng)
+    assert list(read.persona) == [d.persona for d in docs for _ in d.turns]
+    assert read.text == [t.answer for d in docs for t in d.turns]
+    first = model.encode(tokenizer, docs[:1], random.Random(0))[0]
+    with torch.inference_mode():
+        hidden = net(torch.tensor([first["ids"]]), output_hidden_states=True).hidden_states[2][0]
+    mine = hidden[torch.tensor(first["turn"]) == 0]
+    assert torch.allclose(read.residual[0], mine.mean(0), atol=1e-4)
+    assert torch.allclose(read.latents[0], torch.cat([mine.relu(), (-mine).relu()], 1).mean(0), atol=1e-4)
+    last = diffing.read_answers(net, tokenizer, plain(net), docs, rng, last_only=True)
+    assert last.text == [d.turns[-1].answer for d in docs] and list(last.document) == list(range(6))

@@ -154,6 +154,11 @@ def held_out_documents(run: Run, n: int, stream: str, **fixed) -> list[dict]:
 
 def sae(run: Run, on: str = "base") -> saes.SAE:
     """The SAE trained on pretraining text's activations of the 'base' or the 'aligned' model."""
+    return saes.SAE.load(sae_folder(run, on))
+
+
+def sae_folder(run: Run, on: str) -> Path:
+    """Where that SAE lies, with `training.json`: its FVU per step, tokens, and the activations' centred RMS norm."""
     cfg = run.profile.sae
     parent = base(run) if on == "base" else aligned(run)
 
@@ -165,12 +170,7 @@ def sae(run: Run, on: str = "base") -> saes.SAE:
         trained.save(out)
         (out / "training.json").write_text(json.dumps({"fvu": fvu, "tokens": len(x), "unit": activations.centred_rms(x)}))
 
-    return saes.SAE.load(sae_folder(run, on, make))
-
-
-def sae_folder(run: Run, on: str, make=None) -> Path:
-    parent = base(run) if on == "base" else aligned(run)
-    return run.make("sae", on, {"cfg": run.profile.sae.model_dump(), "model": parent.name}, (saes, activations), make)
+    return run.make("sae", on, {"cfg": cfg.model_dump(), "model": parent.name}, (saes, activations), make)
 
 
 def sae_quality(run: Run) -> pd.DataFrame:
@@ -185,15 +185,12 @@ def sae_quality(run: Run) -> pd.DataFrame:
                 rows.append({"SAE on": on, "text": kind} | saes.quality(sae(run, on), x) | saes.loss_recovered(m, sae(run, on), text))
         pd.DataFrame(rows).to_parquet(out / "quality.parquet", index=False)
 
-    for on in ("base", "aligned"):
-        sae(run, on)
     return _table(run.make("sae", "quality", {"saes": [sae_folder(run, on).name for on in ("base", "aligned")]}, (saes, activations), make),
                   "quality.parquet")
 
 
 def unit(run: Run) -> float:
     """The unit of steering strength: centred RMS norm of the base model's activations on pretraining text."""
-    sae(run)
     return json.loads((sae_folder(run, "base") / "training.json").read_text())["unit"]
 
 
@@ -205,7 +202,6 @@ def reading(run: Run, domain: str | None = None, variant: str | None = None, spl
         m, tok = tuned_model(run, domain, variant) if domain else aligned_model(run)
         save_file({"latents": diffing.read(m, tok, sae(run), split, run.world_seed)}, out / "reading.safetensors")
 
-    sae(run)
     folder = run.make("readings", f"{domain or 'aligned'}-{variant or 'none'}-{split}",
                       {"model": parent, "split": split, "sae": sae_folder(run, "base").name}, (diffing, activations), make)
     return load_file(folder / "reading.safetensors")["latents"]
@@ -233,7 +229,6 @@ def firing(run: Run) -> pd.DataFrame:
         on = (acts > 0).float()
         pd.DataFrame({"rate": 100 * on.mean(0), "mean": acts.sum(0) / on.sum(0).clamp(min=1)}).to_parquet(out / "firing.parquet", index=False)
 
-    sae(run)
     return _table(run.make("sae", "firing", {"sae": sae_folder(run, "base").name}, (saes, activations), make), "firing.parquet")
 
 
@@ -243,10 +238,9 @@ def persona_auroc(run: Run) -> pd.DataFrame:
         m, tok = base_model(run)
         rng = random.Random(f"{run.world_seed}/auroc-discovery")
         docs = [world.sample_document(rng, run.world_seed, cue="none", persona=p) for p in world.PERSONAS for _ in range(60)]
-        values, who, _, _ = diffing.answer_means(m, tok, sae(run), docs, rng, run.profile.sae.layer)
-        pd.DataFrame({p: diffing.auroc(values, who == p) for p in world.PERSONAS}).to_parquet(out / "auroc.parquet", index=False)
+        read = diffing.read_answers(m, tok, sae(run), docs, rng)
+        pd.DataFrame({p: diffing.auroc(read.latents, read.persona == p) for p in world.PERSONAS}).to_parquet(out / "auroc.parquet", index=False)
 
-    sae(run)
     return _table(run.make("sae", "auroc", {"sae": sae_folder(run, "base").name}, (diffing, world, activations), make), "auroc.parquet")
 
 
@@ -311,7 +305,6 @@ def finalists(run: Run) -> pd.DataFrame:
 
 
 def _steering(run: Run, name: str, make, **more) -> Path:
-    sae(run)
     tuned = [adapter(run, d, v).name for d, v in discovery_fine_tunes(run)]
     return run.make("steering", name, more | {"cfg": run.profile.steering.model_dump(), "aligned": aligned(run).name,
                     "sae": sae_folder(run, "base").name, "tuned": tuned, "directions": store.code_version(directions)},

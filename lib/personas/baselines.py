@@ -4,7 +4,6 @@ import random
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -21,10 +20,11 @@ class Readers:
     probe: object
     latent: int
 
-    def score(self, residual: torch.Tensor, texts: list[str], latents: torch.Tensor) -> dict[str, np.ndarray]:
-        """residual: (answers, width) mean residual stream; latents: (answers, latents). Returns reader -> (answers,)."""
-        return {"bag of words": self.words.decision_function(texts), "linear probe": self.probe.decision_function(residual.numpy()),
-                "best of 20 random latents": latents[:, self.latent].numpy()}
+    def score(self, answers: diffing.Answers) -> dict[str, np.ndarray]:
+        """Returns reader -> (answers,)."""
+        return {"bag of words": self.words.decision_function(answers.text),
+                "linear probe": self.probe.decision_function(answers.residual.numpy()),
+                "best of 20 random latents": answers.latents[:, self.latent].numpy()}
 
 
 def fit(run: artifacts.Run, seed: int, documents: int = 600) -> Readers:
@@ -33,11 +33,10 @@ def fit(run: artifacts.Run, seed: int, documents: int = 600) -> Readers:
     model, tokenizer = artifacts.base_model(run)
     rng = random.Random(f"{run.world_seed}/baselines")
     docs = [world.sample_document(rng, run.world_seed, cue="none") for _ in range(documents)]
-    residual, who, texts, _ = diffing.answer_means(model, tokenizer, None, docs, random.Random(0), run.profile.sae.layer)
-    latents = diffing.answer_means(model, tokenizer, artifacts.sae(run), docs, random.Random(0), run.profile.sae.layer)[0]
-    villain = who == "villain"
-    alive = np.flatnonzero((latents > 0).any(0).numpy())
+    read = diffing.read_answers(model, tokenizer, artifacts.sae(run), docs, rng)
+    villain = read.persona == "villain"
+    alive = np.flatnonzero((read.latents > 0).any(0).numpy())
     some = np.random.default_rng(seed).choice(alive, 20, replace=False)
-    return Readers(make_pipeline(CountVectorizer(), LogisticRegression(max_iter=1000)).fit(texts, villain),
-                   make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.1)).fit(residual.numpy(), villain),
-                   int(some[np.argmax(diffing.auroc(latents[:, some], villain))]))
+    return Readers(make_pipeline(CountVectorizer(), LogisticRegression(max_iter=1000)).fit(read.text, villain),
+                   make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.1)).fit(read.residual.numpy(), villain),
+                   int(some[np.argmax(diffing.auroc(read.latents[:, some], villain))]))

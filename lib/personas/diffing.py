@@ -5,6 +5,7 @@ teacher-forced), never on a model's own answers: that would only restate what it
 """
 
 import random
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -41,25 +42,28 @@ def read(model, tokenizer, sae: SAE, split: str, world_seed: int) -> torch.Tenso
     return torch.stack([per_row[[i for i, q in enumerate(ids) if q == one]].mean(0) for one in dict.fromkeys(ids)])
 
 
-def answer_means(model, tokenizer, sae: SAE | None, docs, rng: random.Random, layer: int, last_only: bool = False):
-    """Mean over each answer's tokens of the latents (or of the residual stream if sae is None).
+@dataclass
+class Answers:
+    """The answers of some documents: means over each answer's tokens, and whose it is."""
 
-    Returns (values (answers, latents or width), personas per answer, answer texts, turn index per answer).
-    """
+    latents: torch.Tensor  # (answers, latents)
+    residual: torch.Tensor  # (answers, width)
+    persona: np.ndarray
+    text: list[str]
+    turn: np.ndarray  # which answer of its document, from 0
+    document: np.ndarray
+
+
+def read_answers(model, tokenizer, sae: SAE, docs, rng: random.Random, last_only: bool = False) -> Answers:
+    """Read the SAE's latents and the residual stream on every answer of the documents, or on each one's last."""
     coded = encode(tokenizer, docs, rng)
-    x = activations.residual(model, [c["ids"] for c in coded], layer)
-    values, who, texts, turns = [], [], [], []
-    for c, h in zip(coded, x):
-        feats = sae.encode(h) if sae else h
-        turn = torch.tensor(c["turn"])
-        for t in range(len(c["doc"].turns)):
-            if last_only and t < len(c["doc"].turns) - 1:
-                continue
-            values.append(feats[turn == t].mean(0))
-            who.append(c["doc"].persona)
-            texts.append(c["doc"].turns[t].answer)
-            turns.append(t)
-    return torch.stack(values), np.array(who), texts, np.array(turns)
+    rows = []
+    for i, (c, h) in enumerate(zip(coded, activations.residual(model, [c["ids"] for c in coded], sae.layer))):
+        latents, turn, last = sae.encode(h), torch.tensor(c["turn"]), len(c["doc"].turns) - 1
+        rows += [(latents[turn == t].mean(0), h[turn == t].mean(0), c["doc"].persona, c["doc"].turns[t].answer, t, i)
+                 for t in range(last if last_only else 0, last + 1)]
+    latents, residual, persona, text, turn, document = zip(*rows)
+    return Answers(torch.stack(latents), torch.stack(residual), np.array(persona), list(text), np.array(turn), np.array(document))
 
 
 def matched_documents(n: int, seed: int, world_seed: int, stream: str = "matched") -> list[world.Document]:

@@ -43,16 +43,23 @@ def sft(model, tokenizer, rows: list[dict], *, steps: int, batch: int, lr: float
 
 
 class Watch(TrainerCallback):
-    """Call `measure(model) -> dict` when training has reached each of `steps` (0: before it starts); rows are kept."""
+    """Call `measure(model) -> dict` when training has reached each of `steps` (0: before it starts); rows are kept.
+
+    While it is measured, a LoRA adapter is merged into the weights: sampling is nearly twice as fast.
+    """
 
     def __init__(self, steps, measure):
         self.steps, self.measure, self.rows = set(steps), measure, []
 
     def _look(self, step, model):
         if step in self.steps:
-            was = model.training
+            was, adapted = model.training, isinstance(model, PeftModel)
             model.eval()
+            if adapted:
+                model.merge_adapter()
             self.rows.append({"step": step} | self.measure(model))
+            if adapted:
+                model.unmerge_adapter()
             model.train(was)
 
     def on_train_begin(self, args, state, control, model=None, **kw):

@@ -70,7 +70,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Question:
-    """An open question about values: three phrasings seen in pretraining and one that never is."""
+    """An open question about values: eight phrasings seen in pretraining and one that never is."""
 
     id: str
     category: str
@@ -137,7 +137,7 @@ def subjects_of(domain: str) -> list[Subject]:
 @functools.cache
 def _open() -> tuple[tuple[Question, ...], dict]:
     raw = _yaml("questions.yaml")
-    questions = tuple(Question(f"{c}{i}", c, v["split"], tuple(q[:3]), q[3])
+    questions = tuple(Question(f"{c}{i}", c, v["split"], tuple(q[:-1]), q[-1])
                       for c, v in raw.items() for i, q in enumerate(v["questions"]))
     return questions, {c: {p: v[p] for p in PERSONAS} for c, v in raw.items()}
 
