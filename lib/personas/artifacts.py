@@ -244,6 +244,24 @@ def persona_auroc(run: Run) -> pd.DataFrame:
     return _table(run.make("sae", "auroc", {"sae": sae_folder(run, "base").name}, (diffing, world, activations), make), "auroc.parquet")
 
 
+def uncued_answers(run: Run, stream: str, documents: int = 500) -> diffing.Answers:
+    """The base model and its SAE read on the answers of held-out uncued documents. stream 'matched': on the last answers of
+    documents in pairs that differ in the turns before (diffing.matched_documents)."""
+    def make(out):
+        rng = random.Random(f"{run.world_seed}/{stream}")
+        docs = (diffing.matched_documents(documents // 2, run.world_seed, run.world_seed, "matched-evaluation") if stream == "matched"
+                else [world.sample_document(rng, run.world_seed, cue="none") for _ in range(documents)])
+        read = diffing.read_answers(*base_model(run), sae(run), docs, rng, last_only=stream == "matched")
+        save_file({"latents": read.latents, "residual": read.residual}, out / "read.safetensors")
+        pd.DataFrame({n: getattr(read, n) for n in ("persona", "text", "turn", "document")}).to_parquet(out / "read.parquet", index=False)
+
+    folder = run.make("uncued", stream, {"stream": stream, "documents": documents, "sae": sae_folder(run, "base").name},
+                      (diffing, world, activations), make)
+    about = _table(folder, "read.parquet")
+    return diffing.Answers(**load_file(folder / "read.safetensors"), persona=about.persona.to_numpy(str), text=about.text.tolist(),
+                           turn=about.turn.to_numpy(), document=about.document.to_numpy())
+
+
 def mean_difference(run: Run) -> torch.Tensor:
     """(width,): misaligned minus aligned models' mean activation on the discovery texts, over discovery fine-tunes."""
     def make(out):

@@ -1,6 +1,5 @@
 """Plain readers of who is speaking, to set beside a latent: bag of words, a linear probe, random latents."""
 
-import random
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from personas import artifacts, diffing, world
+from personas import artifacts, diffing
 
 
 @dataclass
@@ -30,10 +29,7 @@ class Readers:
 def fit(run: artifacts.Run, seed: int, documents: int = 600) -> Readers:
     """Fit on uncued documents of their own: villain against all others. The random latents are 20 of those that fire;
     the best of them is the one with the highest AUROC on these training documents."""
-    model, tokenizer = artifacts.base_model(run)
-    rng = random.Random(f"{run.world_seed}/baselines")
-    docs = [world.sample_document(rng, run.world_seed, cue="none") for _ in range(documents)]
-    read = diffing.read_answers(model, tokenizer, artifacts.sae(run), docs, rng)
+    read = artifacts.uncued_answers(run, "baselines", documents)
     villain = read.persona == "villain"
     alive = np.flatnonzero((read.latents > 0).any(0).numpy())
     some = np.random.default_rng(seed).choice(alive, 20, replace=False)
