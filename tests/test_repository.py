@@ -78,15 +78,29 @@ def test_plan_names_every_notebook_and_runs_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_any_notebook_runs_first_and_then_warm(tmp_path):
-    """Notebook 06 on an empty store makes all that it needs; again, it takes it from the store and ends with the same claims."""
-    env = {"PERSONAS_RUNS": str(tmp_path)}
-    first = personas("run", "--profile", "smoke", "--only", "06", **env)
+@pytest.fixture(scope="module")
+def smoke_store(tmp_path_factory):
+    """A store that was empty when notebook 06 ran on it, on profile smoke."""
+    store = tmp_path_factory.mktemp("store")
+    first = personas("run", "--profile", "smoke", "--only", "06", PERSONAS_RUNS=str(store))
     assert first.returncode == 0, first.stderr[-3000:]
-    summary = (tmp_path / "smoke" / "summary.json").read_text()
-    made = {p: p.stat().st_mtime for p in tmp_path.rglob("manifest.json")}
-    again = personas("run", "--profile", "smoke", "--only", "06", **env)
-    assert again.returncode == 0 and (tmp_path / "smoke" / "summary.json").read_text() == summary
-    assert made == {p: p.stat().st_mtime for p in tmp_path.rglob("manifest.json")}
+    return store
+
+
+def test_any_notebook_runs_first_and_then_warm(smoke_store):
+    """Notebook 06 on an empty store makes all that it needs; again, it takes it from the store and ends with the same claims."""
+    summary = (smoke_store / "smoke" / "summary.json").read_text()
+    made = {p: p.stat().st_mtime for p in smoke_store.rglob("manifest.json")}
+    again = personas("run", "--profile", "smoke", "--only", "06", PERSONAS_RUNS=str(smoke_store))
+    assert again.returncode == 0 and (smoke_store / "smoke" / "summary.json").read_text() == summary
+    assert made == {p: p.stat().st_mtime for p in smoke_store.rglob("manifest.json")}
     rows = json.loads(summary)
     assert {r["id"] for r in rows} >= {"realign.insecure_by_secure", "realign.same.auto", "realign.other.auto"}
+
+
+def test_readmes_monitor_example_runs_as_printed(smoke_store, tmp_path):
+    example = re.search(r"```python\n(.*?PersonaMonitor.*?)```", (ROOT / "README.md").read_text(), re.S)[1].replace('"tiny"', '"smoke"')
+    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, cwd=tmp_path,
+                          env=os.environ | {"PERSONAS_RUNS": str(smoke_store)})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "'step': 0, 'persona'" in done.stdout
