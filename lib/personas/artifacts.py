@@ -276,63 +276,70 @@ def mean_difference(run: Run) -> torch.Tensor:
                      "tuned": [adapter(run, d, v).name for d, v in discovery_fine_tunes(run)]}, (diffing, activations), make) / "d.safetensors")["d"]
 
 
-def directions(run: Run) -> dict[str, torch.Tensor]:
-    """Everything that is steered with, by name: candidate latents (`latent 12`), controls (`matched 12`: latents of like
-    firing rate and mean activation; `persona jester`; `random 3`) and `mean difference`. Discovery data only."""
-    cfg, dictionary, rise_ = run.profile.steering, sae(run), discovery_rise(run)
-    ranked = rise_.argsort(descending=True).tolist()
-    found = {f"latent {i}": dictionary.W_dec[i] for i in ranked[:cfg.candidates]}
-    about = firing(run)
+def candidates(run: Run) -> dict[str, torch.Tensor]:
+    """The latents that rise most on discovery data, by name (`latent 12`), as directions."""
+    ranked = discovery_rise(run).argsort(descending=True).tolist()
+    return {f"latent {i}": sae(run).W_dec[i] for i in ranked[:run.profile.steering.candidates]}
+
+
+def controls(run: Run) -> dict[str, torch.Tensor]:
+    """What the chosen latent is compared with, by name: `matched 12` (latents nearest to it in firing rate and mean activation,
+    candidates excepted), `persona jester` (the latent that marks this persona best), `random 3` and `mean difference`."""
+    dictionary, about, auroc = sae(run), firing(run), persona_auroc(run)
     log = about.clip(lower=1e-3).map(math.log)
-    away = ((log - log.loc[ranked[0]]) ** 2).sum(axis=1).drop(index=ranked[:cfg.candidates])
-    found |= {f"matched {i}": dictionary.W_dec[i] for i in away[about.rate > 0].nsmallest(cfg.controls).index}
-    auroc = persona_auroc(run)
+    away = ((log - log.loc[chosen_latent(run)[0]]) ** 2).sum(axis=1).drop(index=[int(n.split()[1]) for n in candidates(run)])
+    found = {f"matched {i}": dictionary.W_dec[i] for i in away[about.rate > 0].nsmallest(run.profile.steering.controls).index}
     found |= {f"persona {p}": dictionary.W_dec[int(auroc[p].idxmax())] for p in world.PERSONAS if p != "villain"}
     generator = torch.Generator().manual_seed(run.seed)
     found |= {f"random {i}": torch.randn(dictionary.W_dec.shape[1], generator=generator) for i in range(20)}
     return found | {"mean difference": mean_difference(run)}
 
 
-def screen(run: Run) -> pd.DataFrame:
-    """Every direction at every strength, added to the aligned model, on discovery questions (steering.summary)."""
+WAYS = {"candidates": candidates, "controls": controls}
+
+
+def screen(run: Run, which: str) -> pd.DataFrame:
+    """Every one of the 'candidates' or 'controls' at every strength, added to the aligned model, on discovery questions (steering.summary)."""
+    return _sweep(run, which, "screen", list(WAYS[which](run)), run.profile.steering.screen_per_question, run.seed)
+
+
+def finalists(run: Run, which: str) -> pd.DataFrame:
+    """The best of them again, with more answers per strength, still on discovery questions."""
+    best = steering.best_strength(screen(run, which)).sort_values("misaligned", ascending=False)
+    return _sweep(run, which, "finalists", best.direction.head(run.profile.steering.finalists).tolist(),
+                  run.profile.steering.choose_per_question, run.seed + 1)
+
+
+def _sweep(run: Run, which: str, stage: str, names: list[str], per_question: int, seed: int) -> pd.DataFrame:
     cfg = run.profile.steering
 
     def make(out):
-        m, tok = aligned_model(run)
-        table = steering.sweep(m, tok, directions(run), cfg.strengths, unit(run), run.profile.sae.layer, split="discovery",
-                               per_question=cfg.screen_per_question, seed=run.seed, progress="screening directions")
-        steering.summary(table).to_parquet(out / "screen.parquet", index=False)
+        ways = WAYS[which](run)
+        table = steering.sweep(*aligned_model(run), {n: ways[n] for n in names}, cfg.strengths, unit(run), run.profile.sae.layer,
+                               split="discovery", per_question=per_question, seed=seed, progress=f"{stage}, {which}")
+        steering.summary(table).to_parquet(out / "summary.parquet", index=False)
 
-    return _table(_steering(run, "screen", make), "screen.parquet")
+    return _table(_steering(run, f"{stage}-{which}", make, names=names, per_question=per_question, sampling_seed=seed), "summary.parquet")
 
 
-def finalists(run: Run) -> pd.DataFrame:
-    """The best candidate latents again, with more answers per strength, still on discovery questions."""
-    cfg = run.profile.steering
-
-    def make(out):
-        best = steering.best_strength(screen(run))
-        best = best[best.direction.str.startswith("latent")].sort_values("misaligned", ascending=False).head(cfg.finalists)
-        m, tok = aligned_model(run)
-        table = steering.sweep(m, tok, {n: directions(run)[n] for n in best.direction}, cfg.strengths, unit(run),
-                               run.profile.sae.layer, split="discovery", per_question=cfg.choose_per_question,
-                               seed=run.seed + 1, progress="finalists")
-        steering.summary(table).to_parquet(out / "finalists.parquet", index=False)
-
-    return _table(_steering(run, "finalists", make), "finalists.parquet")
+def best(run: Run, which: str) -> pd.DataFrame:
+    """Each direction at the strength that the search chose for it: a finalist's by the second round, the others' by the first."""
+    second = steering.best_strength(finalists(run, which))
+    first = steering.best_strength(screen(run, which))
+    return pd.concat([second, first[~first.direction.isin(second.direction)]], ignore_index=True)
 
 
 def _steering(run: Run, name: str, make, **more) -> Path:
     tuned = [adapter(run, d, v).name for d, v in discovery_fine_tunes(run)]
     return run.make("steering", name, more | {"cfg": run.profile.steering.model_dump(), "aligned": aligned(run).name,
-                    "sae": sae_folder(run, "base").name, "tuned": tuned, "directions": store.code_version(directions)},
+                    "sae": sae_folder(run, "base").name, "tuned": tuned, "ways": store.code_version(candidates, controls)},
                     (steering, diffing, generate, evaluate, grader), make)
 
 
 def chosen_latent(run: Run) -> tuple[int, float]:
     """(latent, strength): the persona latent and its dose, chosen on discovery data only."""
-    best = steering.best_strength(finalists(run)).sort_values("misaligned").iloc[-1]
-    return int(best.direction.split()[1]), float(best.strength)
+    top = steering.best_strength(finalists(run, "candidates")).sort_values("misaligned").iloc[-1]
+    return int(top.direction.split()[1]), float(top.strength)
 
 
 def suppression_screen(run: Run) -> pd.DataFrame:
@@ -365,11 +372,9 @@ def steered(run: Run, kind: str) -> pd.DataFrame:
 
     def make(out):
         m, tok = aligned_model(run)
-        ways, n = directions(run), per_question
+        ways, n = controls(run), per_question
         if kind == "controls":
-            best = steering.best_strength(screen(run))
-            jobs = [(r.direction, ways[r.direction], r.strength) for r in best.itertuples() if not r.direction.startswith("latent")]
-            n = 3
+            jobs, n = [(r.direction, ways[r.direction], r.strength) for r in best(run, "controls").itertuples()], 3
         else:
             v = sae(run).W_dec[latent] if kind == "latent" else ways[kind]
             jobs = [(kind, v, s) for s in [0.0, *cfg.strengths]]

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import statistics
 
 import pandas as pd
 
@@ -71,7 +72,7 @@ def markdown(rows: list[dict]) -> str:
             r = group[0]
             measured, holds = f"{r['measured']:.{digits}f} ({r['low']:.{digits}f} to {r['high']:.{digits}f})", r["holds"]
         else:
-            measured = f"{min(known):.{digits}f} to {max(known):.{digits}f}, median {sorted(known)[len(known) // 2]:.{digits}f} (of {len(group)})"
+            measured = f"{min(known):.{digits}f} to {max(known):.{digits}f}, median {statistics.median(known):.{digits}f} (of {len(group)})"
             counts = {h: sum(r["holds"] == h for r in group) for h in ("yes", "unclear", "no")}
             holds = ", ".join(f"{n} {h}" for h, n in counts.items() if n)
         lines.append(f"| `{name}` | {group[0]['paper']} | {'≥' if op == '>=' else '≤'} {value:g} | {measured} | {holds} |")
