@@ -336,6 +336,7 @@ def _steering(run: Run, name: str, make, **more) -> Path:
                     (steering, diffing, generate, evaluate, grader), make)
 
 
+@cache
 def chosen_latent(run: Run) -> tuple[int, float]:
     """(latent, strength): the persona latent and its dose, chosen on discovery data only."""
     top = steering.best_strength(finalists(run, "candidates")).sort_values("misaligned").iloc[-1]
@@ -358,6 +359,7 @@ def suppression_screen(run: Run) -> pd.DataFrame:
     return _table(_steering(run, "suppress", make, latent=latent), "suppress.parquet")
 
 
+@cache
 def suppression_strength(run: Run) -> float:
     """The weakest dose whose share of aligned answers is within a point of the best (suppression_screen); negative, in units."""
     table = suppression_screen(run)
