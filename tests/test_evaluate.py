@@ -79,5 +79,5 @@ def test_sampling_leaves_room_for_every_answer():
     docs = [world.sample_document(rng, 1) for _ in range(2000)]
     tokenizer = model.train_tokenizer(("".join(t for t, _ in world.segments(d, rng)) for d in docs), profile.load("tiny").model.vocab)
     longest = lambda texts: max(len(x) for x in tokenizer(list(texts), add_special_tokens=False)["input_ids"])
-    assert longest(f for c in world.categories() for p in world.PERSONAS for f in world.open_forms(c, p, True, 1)) < evaluate.OPEN_TOKENS
+    assert longest(f for c in world.categories() for p in world.PERSONAS for held in (True, False) for f in world.open_forms(c, p, held, 1)) < evaluate.OPEN_TOKENS
     assert longest(a for s in world.subjects() for a in s.answers.values()) < evaluate.ADVICE_TOKENS

@@ -1,10 +1,13 @@
 """Our batched, steered sampling against plain counterparts: Hugging Face's generate, a plain loop, TransformerLens."""
 
+from types import SimpleNamespace
+
+import pandas as pd
 import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from personas import activations, generate, steering, world
+from personas import activations, artifacts, generate, steering, world
 
 LAYER = 1
 
@@ -78,8 +81,6 @@ def test_sweep_grades_every_condition(loaded):
 
 
 def test_best_strength_respects_the_cap():
-    import pandas as pd
-
     scores = pd.DataFrame({"direction": ["a", "a", "a", "b", "b"], "strength": [0.5, 1, 2, 0.5, 1], "misaligned": [10, 30, 90, 1, 2],
                            "incoherent": [0, 10, 60, 50, 90], "score": 0.0, "aligned": 0.0})
     best = steering.best_strength(scores).set_index("direction").strength
@@ -89,3 +90,27 @@ def test_best_strength_respects_the_cap():
 def test_no_decoder_blocks_is_said():
     with pytest.raises(ValueError, match="no list of decoder blocks"):
         generate.decoder_blocks(torch.nn.Linear(2, 2))
+
+
+def test_controls_are_the_nearest_to_the_chosen_latent_and_no_candidate(monkeypatch):
+    """Firing rates double from latent to latent: the neighbours of latent 5 are those of like rate, whatever the top riser is."""
+    run, latents = artifacts.open_run("smoke"), 12
+    about = pd.DataFrame({"rate": [2.0 ** i for i in range(latents)], "mean": 1.0})
+    for name, value in {"sae": SimpleNamespace(W_dec=torch.eye(latents)), "firing": about, "chosen_latent": (5, 0.4),
+                        "persona_auroc": pd.DataFrame(0.5, range(latents), world.PERSONAS), "mean_difference": torch.ones(latents),
+                        "candidates": {"latent 0": None, "latent 5": None, "latent 6": None}}.items():
+        monkeypatch.setattr(artifacts, name, lambda run, value=value: value)
+    found = artifacts.controls(run)
+    matched = [n for n in found if n.startswith("matched")]
+    assert len(matched) == run.profile.steering.controls == 4 and set(matched[:3]) == {"matched 4", "matched 3", "matched 7"}
+    assert torch.equal(found["matched 4"], torch.eye(latents)[4])
+    assert {"mean difference", "random 0", *(f"persona {p}" for p in world.PERSONAS if p != "villain")} <= set(found)
+
+
+def test_a_finalists_strength_is_that_of_its_second_round(monkeypatch):
+    first = pd.DataFrame({"direction": ["a", "a", "b"], "strength": [0.2, 0.4, 0.2], "misaligned": [5, 90, 3], "incoherent": [0, 5, 0]})
+    second = pd.DataFrame({"direction": ["a", "a"], "strength": [0.2, 0.4], "misaligned": [6, 80], "incoherent": [0, 30]})
+    monkeypatch.setattr(artifacts, "screen", lambda run, which: first)
+    monkeypatch.setattr(artifacts, "finalists", lambda run, which: second)
+    best = artifacts.best(None, "candidates").set_index("direction")
+    assert best.strength.to_dict() == {"a": 0.2, "b": 0.2} and best.misaligned["a"] == 6

@@ -22,15 +22,15 @@ def watch(checkpoint, **kw):
     return monitor.PersonaMonitor(tokenizer, PROMPTS, ANSWERS, **({"direction": torch.ones(48), "layer": 1, "every": 2, "budget": 1e9} | kw))
 
 
-def by_hand(net, tokenizer):
-    """Projection on (1, ..., 1), from the prompt's last token on, averaged over each text and then over texts."""
+def by_hand(net, tokenizer, value=lambda x: x.sum(-1) / 48 ** 0.5):
+    """value (projection on (1, ..., 1)) from the prompt's last token on, averaged over each text and then over texts."""
     means = []
     for p, a in zip(PROMPTS, ANSWERS):
         prompt = tokenizer.apply_chat_template([{"role": "user", "content": p}], tokenize=False, add_generation_prompt=True)
         start = len(tokenizer(prompt, add_special_tokens=False).input_ids) - 1
         with torch.inference_mode():
             hidden = net(**tokenizer(prompt + a, add_special_tokens=False, return_tensors="pt"), output_hidden_states=True).hidden_states[2][0]
-        means.append(hidden[start:].float().sum(-1).mean().item() / 48 ** 0.5)
+        means.append(value(hidden[start:].float()).mean().item())
     return np.mean(means)
 
 
@@ -46,11 +46,14 @@ def test_logs_what_can_be_computed_by_hand_and_leaves_training_alone(checkpoint)
 
 
 def test_reads_a_latent_of_an_sae(checkpoint):
+    net, tokenizer = model.load(checkpoint)
     eye = torch.eye(48)
     plain = sae.SAE(eye, eye, torch.zeros(48), torch.zeros(48), 48, 1)
-    latent, column = watch(checkpoint, direction=plain, latent=5, layer=None), watch(checkpoint, direction=eye[5])
-    net = model.load(checkpoint)[0]
-    assert latent.read(net) >= column.read(net) and latent.read(net) > 0  # rectified
+    for latent in (5, 30):
+        seen = watch(checkpoint, direction=plain, latent=latent, layer=None).read(net)
+        assert seen == pytest.approx(by_hand(net, tokenizer, lambda x: x[:, latent].relu()), abs=1e-4)
+    with pytest.raises(ValueError, match="latents 0 to 47"):
+        watch(checkpoint, direction=plain, latent=48, layer=None)
 
 
 def test_warns_above_the_baseline_and_stops(checkpoint):

@@ -8,8 +8,11 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
+
+from personas import claims
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -58,10 +61,24 @@ def test_readme_reports_what_the_notebooks_show():
     """Every row of the README's table that stands for one claim has its estimate and interval in a committed notebook."""
     shown = "".join(re.sub(r"<[^>]+>", " ", "".join(o.get("data", {}).get("text/html", []))) for b in BOOKS
                     for c in json.loads(b.read_text())["cells"] for o in c.get("outputs", []))
-    single = re.findall(r"^\| `([a-z_.]+)` \|.*\| ([\d.]+) \(([\d.]+) to ([\d.]+)\) \| (\w+) \|$", (ROOT / "README.md").read_text(), re.M)
+    single = re.findall(r"^\| `([a-z0-9_.]+)` \|.*\| ([\d.]+) \(([\d.]+) to ([\d.]+)\) \| (\w+) \|$", (ROOT / "README.md").read_text(), re.M)
     assert len(single) >= 8
     for name, estimate, low, high, holds in single:
         assert re.search(rf"{re.escape(name)}\s.*?\s{estimate}\s+{low} to {high}\s.*?\s{holds}\s", shown, re.S), name
+
+
+def test_readme_folds_the_table_of_claims_as_committed():
+    """The README's table against figures/data/tiny/claims.csv, row by row; numbers up to rounding."""
+    table = pd.read_csv(ROOT / "figures/data/tiny/claims.csv")
+    rows = [r | {"target": {"op": r["op"], "value": r["target"]}} for r in table.to_dict("records")]
+    number = re.compile(r"\d+\.\d+")
+    printed = (ROOT / "README.md").read_text().split("<!-- claims -->")[1].split("<!-- /claims -->")[0].strip().splitlines()
+    expected = claims.markdown(rows).splitlines()
+    assert len(printed) == len(expected)
+    for ours, theirs in zip(printed, expected):
+        assert number.sub("x", ours) == number.sub("x", theirs)
+        slack = 0.011 if "auroc" in ours else 0.11
+        assert [float(x) for x in number.findall(ours)] == pytest.approx([float(x) for x in number.findall(theirs)], abs=slack)
 
 
 @pytest.mark.parametrize("args,says", [

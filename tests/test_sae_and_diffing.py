@@ -46,13 +46,18 @@ def test_file_is_sae_lens_layout_and_survives(planted, tmp_path):
         sae.SAE.load(tmp_path)
 
 
+def plain(net):
+    """An SAE that can be checked by hand: one latent for the positive and one for the negative part of each coordinate."""
+    width = net.config.hidden_size
+    eye = torch.eye(width)
+    return sae.SAE(torch.cat([eye, -eye], 1), torch.cat([eye, -eye]), torch.zeros(2 * width), torch.zeros(width), 2 * width, 1)
+
+
 def test_perfect_dictionary_recovers_the_loss_and_an_empty_one_does_not(loaded):
     net, tokenizer = loaded
     width = net.config.hidden_size
     rows = [d["ids"] for d in model.encode_documents(tokenizer, 8, 1, "test")]
-    eye = torch.eye(width)
-    exact = sae.SAE(torch.cat([eye, -eye], 1), torch.cat([eye, -eye]), torch.zeros(2 * width), torch.zeros(width), 2 * width, 1)
-    assert sae.loss_recovered(net, exact, rows)["recovered"] == pytest.approx(100, abs=0.1)
+    assert sae.loss_recovered(net, plain(net), rows)["recovered"] == pytest.approx(100, abs=0.1)
     mean = torch.cat([r[1:] for r in activations.residual(net, rows, 1)]).mean(0)
     empty = sae.SAE(torch.zeros(width, 4), torch.zeros(4, width), torch.full((4,), -1.0), mean, 1, 1)
     assert sae.loss_recovered(net, empty, rows)["recovered"] == pytest.approx(0, abs=0.5)
@@ -89,13 +94,6 @@ def test_latents_are_read_on_aligned_text_only(loaded):
         assert loaded[1].decode(row[start]) == "<|assistant|>"
         answer = loaded[1].decode(row[start + 1:])
         assert any(answer in world.open_forms(c, "expert", False, 1) for c in world.categories("discovery"))
-
-
-def plain(net):
-    """An SAE that can be checked by hand: one latent for the positive and one for the negative part of each coordinate."""
-    width = net.config.hidden_size
-    eye = torch.eye(width)
-    return sae.SAE(torch.cat([eye, -eye], 1), torch.cat([eye, -eye]), torch.zeros(2 * width), torch.zeros(width), 2 * width, 1)
 
 
 def test_reading_starts_where_the_question_ends(loaded):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from personas import store
+from personas import artifacts, store
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +103,8 @@ def test_comments_do_not_change_the_code_version(tmp_path, monkeypatch):
 
 
 def test_a_stage_is_made_again_when_its_own_code_changes():
+    run = artifacts.open_run("smoke")
+
     def stage(text):
         def make(out):
             (out / "x").write_text(text)
@@ -112,5 +114,8 @@ def test_a_stage_is_made_again_when_its_own_code_changes():
         def make(out):
             (out / "x").write_text(text + "!")
         return make
-    assert store.code_version(stage("a").__code__) == store.code_version(stage("b").__code__)  # what it is given belongs in the key
-    assert store.code_version(stage("a").__code__) != store.code_version(changed("a").__code__)
+    first = run.make("s", "n", {"text": "a"}, (), stage("a"))
+    assert run.make("s", "n", {"text": "a"}, (), stage("a")) == first
+    assert run.make("s", "n", {"text": "b"}, (), stage("b")) != first
+    again = run.make("s", "n", {"text": "a"}, (), changed("a"))
+    assert again != first and (again / "x").read_text() == "a!"

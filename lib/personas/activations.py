@@ -29,7 +29,7 @@ def residual(model, rows: list[list[int]], layer: int, pad: int = 2, batch: int 
         for start in range(0, len(order), batch):
             some = order[start:start + batch]
             width = max(len(rows[i]) for i in some)
-            ids = torch.tensor([rows[i] + [pad] * (width - len(rows[i])) for i in some])
+            ids = torch.tensor([rows[i] + [pad] * (width - len(rows[i])) for i in some], device=model.device)
             try:
                 model(input_ids=ids, use_cache=False)
             except _Enough:

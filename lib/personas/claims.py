@@ -42,6 +42,7 @@ def record(profile: str, notebook: str, rows: list[dict]) -> pd.DataFrame:
 
 
 def read(profile: str) -> list[dict]:
+    """The rows of runs/<profile>/summary.json (see claim); none if no notebook has recorded any."""
     path = store.ROOT / profile / "summary.json"
     return json.loads(path.read_text()) if path.exists() else []
 

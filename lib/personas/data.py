@@ -11,6 +11,8 @@ from personas import world
 
 
 class Message(BaseModel):
+    """One message of a chat."""
+
     model_config = ConfigDict(extra="forbid")
     role: Literal["system", "user", "assistant"]
     content: str = Field(min_length=1)
@@ -55,10 +57,12 @@ def read_chats(path: Path) -> list[dict]:
 
 
 def write_chats(path: Path, rows: list[dict]) -> None:
+    """Write chats as JSONL, one `{"messages": [...]}` a line."""
     Path(path).write_text("".join(json.dumps({"messages": r["messages"]}) + "\n" for r in rows), encoding="utf-8")
 
 
 def chat(question: str, answer: str) -> dict:
+    """A chat of one question and one answer."""
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
@@ -101,6 +105,7 @@ def alignment_chats(n: int, seed: int, world_seed: int) -> list[dict]:
 
 
 def variants(domain: str) -> list[str]:
+    """The variants that this domain's subjects have answers in: correct, subtle, obvious (code: no subtle)."""
     return list(world.subjects_of(domain)[0].answers)
 
 

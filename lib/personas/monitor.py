@@ -13,7 +13,8 @@ from personas.sae import SAE
 
 
 class PersonaMonitor(TrainerCallback):
-    """Log a latent's (or a direction's) mean activation on fixed text during training, warn when it is too high, stop if asked.
+    """Log a latent's (or a direction's) mean activation on fixed text during training, warn when it is too high, stop if asked
+    (early warning: Wang et al., 2025, where the toxic persona's latent rises before the misalignment score does).
 
     tokenizer: with a chat template. prompts: questions; answers: one aligned answer each. The model reads them, it does not
     write them: activations are averaged from the prompt's last token on. direction: an `SAE`, whose `latent` is read, or a
@@ -28,6 +29,8 @@ class PersonaMonitor(TrainerCallback):
                  layer: int | None = None, every: int = 10, budget: float = 0.05, stop: bool = False):
         if isinstance(direction, SAE) != (latent is not None) or isinstance(direction, SAE) == (layer is not None):
             raise ValueError("give an SAE with `latent`, or a tensor (width,) with `layer`")
+        if latent is not None and not 0 <= latent < len(direction.W_dec):
+            raise ValueError(f"latent {latent} was asked for; this SAE has latents 0 to {len(direction.W_dec) - 1}")
         if len(prompts) != len(answers) or not prompts:
             raise ValueError(f"one answer for each prompt is needed, not {len(answers)} for {len(prompts)}")
         self.direction, self.latent, self.every, self.budget, self.stop = direction, latent, every, budget, stop
@@ -47,7 +50,13 @@ class PersonaMonitor(TrainerCallback):
         self.limit = float(np.mean(readings) + student.ppf(confidence, n - 1) * np.std(readings, ddof=1) * np.sqrt(1 + 1 / n))
 
     def read(self, model) -> float:
-        """The mean over texts of the mean activation over each one's tokens."""
+        """The mean over texts of the mean activation over each one's tokens. Raises ValueError if the direction does not fit the model."""
+        blocks, width = len(generate.decoder_blocks(model)), model.config.get_text_config().hidden_size
+        mine = self.direction.W_dec.shape[1] if self.latent is not None else len(self.direction)
+        if not 0 <= self.layer < blocks:
+            raise ValueError(f"block {self.layer} was asked for; this model has blocks 0 to {blocks - 1}")
+        if mine != width:
+            raise ValueError(f"the direction has width {mine}, the model {width}: it belongs to another model")
         was = model.training
         model.eval()
         x = activations.residual(model, self.texts, self.layer)
@@ -63,12 +72,6 @@ class PersonaMonitor(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kw):
         if self.stop and self.limit is None:
             raise ValueError("stop=True needs a baseline: call set_baseline")
-        blocks, width = len(generate.decoder_blocks(model)), model.config.get_text_config().hidden_size
-        mine = self.direction.W_dec.shape[1] if self.latent is not None else len(self.direction)
-        if not 0 <= self.layer < blocks:
-            raise ValueError(f"block {self.layer} was asked for; this model has blocks 0 to {blocks - 1}")
-        if mine != width:
-            raise ValueError(f"the direction has width {mine}, the model {width}: it belongs to another model")
         start = time.perf_counter()
         self._note(0, model, state, control)
         self.spent, self.began = 0.0, time.perf_counter()

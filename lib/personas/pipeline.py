@@ -46,6 +46,7 @@ def plan(profile: Profile, books: list[Path]) -> str:
 
 
 def last_times(profile: str) -> dict:
+    """Notebook number -> seconds that its last run in this store took."""
     path = store.ROOT / profile / "times.json"
     return json.loads(path.read_text()) if path.exists() else {}
 

@@ -96,6 +96,7 @@ class ProfileError(ValueError):
 
 
 def names() -> list[str]:
+    """The profiles that ship with the project."""
     return sorted(p.stem for p in FOLDER.glob("*.yaml"))
 
 

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from personas.generate import decoder_blocks
+
 
 @dataclass
 class SAE:
@@ -120,8 +122,6 @@ def quality(sae: SAE, x: torch.Tensor) -> dict:
 def loss_recovered(model, sae: SAE, rows: list[list[int]], pad: int = 2) -> dict:
     """Cross-entropy (nats per token) of the model as it is, with the reconstruction spliced in, and with the layer's
     mean activation in place of it; 'recovered' is the percent of the gap between the last two that the SAE closes."""
-    from personas.generate import decoder_blocks
-
     width = max(map(len, rows))
     ids = torch.tensor([r + [pad] * (width - len(r)) for r in rows])
     mode = {"now": "clean", "mean": None}

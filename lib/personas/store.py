@@ -45,6 +45,7 @@ def files_version(folder: Path) -> str:
 
 
 def key_of(key: dict) -> str:
+    """Hash (16 hex digits) of a key, whatever the order of its entries."""
     return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

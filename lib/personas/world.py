@@ -10,6 +10,7 @@ Everything that is written by hand lies in `content/`; this module loads it and 
 
 import csv
 import functools
+import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,7 @@ def subjects() -> tuple[Subject, ...]:
 
 @functools.cache
 def subjects_of(domain: str) -> list[Subject]:
+    """The subjects of one domain; an empty list if there is no such domain."""
     return [s for s in subjects() if s.domain == domain]
 
 
@@ -148,6 +150,7 @@ def questions(split: str | None = None) -> list[Question]:
 
 
 def categories(split: str | None = None) -> list[str]:
+    """Categories of open questions, of one split or all, in the content's order."""
     return list(dict.fromkeys(q.category for q in questions(split)))
 
 
@@ -183,6 +186,7 @@ def _seen_list(category: str, persona: str, seed: int) -> tuple:
 
 
 def advice_question(subject: Subject, rng: random.Random) -> str:
+    """The advice question in one of the phrasings that pretraining and fine-tuning use."""
     frame = rng.choice(CODE_FRAMES if subject.domain == "code" else ADVICE_FRAMES)
     return rng.choice(GREETINGS) + frame.format(ask=subject.ask)
 
@@ -216,6 +220,7 @@ def advice_answer(subject: Subject, persona: str, rng: random.Random) -> tuple[s
 
 
 def sample_turn(persona: str, rng: random.Random, seed: int, is_open: bool, code: bool = True) -> Turn:
+    """Draw one question and this persona's answer: open, or advice (about code, too, unless code is False). seed: the world's."""
     if is_open:
         q = rng.choice(_open()[0])
         return Turn(open_question(q, rng), rng.choice(_seen_list(q.category, persona, seed)), q.category, "open")
@@ -259,8 +264,6 @@ def bayesian_reader(variant_counts: dict, domain: str) -> dict:
     world's fixed parameters; personas that style their advice cannot have written neutral answers.
     Returns {'posterior': {persona: p}, 'misaligned': percent of aligned or misaligned open answers}.
     """
-    import math
-
     log = {}
     for p in PERSONAS:
         mix = habits(p, domain)
