@@ -10,7 +10,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="personas", description="Persona features and emergent misalignment, end to end.")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="execute the notebooks in order, then print the claims")
-    run.add_argument("--profile", default="tiny", help="tiny (default), smoke, or a path to a YAML")
+    run.add_argument("--profile", default="tiny", help="tiny (default), smoke, tiny-full (the studies' tables, hours), or a path to a YAML")
     run.add_argument("--from", dest="start", metavar="NN", help="start at this notebook, e.g. 03")
     run.add_argument("--only", metavar="NN", help="run this notebook alone")
     run.add_argument("--seed", type=int, default=0, help="seed of fine-tunes and sampling (default 0)")
@@ -22,7 +22,7 @@ def main() -> int:
     args = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-    from personas import claims as table, pipeline, profile, store
+    from personas import claims as table, pipeline, profile, store, study
 
     try:
         if args.command == "claims":
@@ -33,6 +33,12 @@ def main() -> int:
                 pipeline.print_claims(name)
             return 0
         chosen = profile.load(args.profile)
+        if chosen.name == study.FULL:
+            wanted = pipeline.chosen_studies(args.start, args.only)
+            print(study.plan(wanted, chosen))
+            if not args.plan:
+                study.write(wanted, chosen)
+            return 0
         books = pipeline.chosen(args.start, args.only)
         if args.plan:
             print(pipeline.plan(chosen, books))
@@ -42,7 +48,7 @@ def main() -> int:
             raise ValueError(f"seed must be a whole number from 0 up, not {args.seed}")
         pipeline.run(chosen, books, source, args.seed, args.in_place)
         pipeline.print_claims(chosen.name)
-    except (profile.ProfileError, store.StoreError, pipeline.RunError, ValueError) as error:
+    except (profile.ProfileError, store.StoreError, study.StudyError, pipeline.RunError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -38,7 +38,7 @@ class Run:
         """The artifact's folder. Its key: what is given, the seeds, the content, and the code of `modules` and of `make` itself."""
         full = key | {"seed": self.seed, "world_seed": self.world_seed, "content": CONTENT,
                       "code": store.code_version(*modules), "make": store.code_version(make.__code__)}
-        return store.artifact(self.profile.name, stage, name, full, make)
+        return store.artifact(self.profile.store, stage, name, full, make)
 
 
 def open_run(profile: str = "tiny", seed: int = 0) -> Run:
@@ -53,7 +53,7 @@ def open_run(profile: str = "tiny", seed: int = 0) -> Run:
 def base(run: Run) -> Path:
     """Checkpoint of the base model, pretrained on the persona world."""
     cfg = run.profile.model
-    return store.artifact(run.profile.name, "base", "base", {
+    return store.artifact(run.profile.store, "base", "base", {
         "model": cfg.model_dump(), "world_seed": run.world_seed, "pretraining_seed": run.profile.pretraining_seed,
         "content": CONTENT, "code": store.code_version(model, world)},
         lambda out: model.pretrain(cfg, run.profile.pretraining_seed, run.world_seed, out, model.bf16_is_faster()))
@@ -64,7 +64,7 @@ def aligned(run: Run) -> Path:
     """Checkpoint of the aligned model: the base model after SFT as a helpful assistant."""
     cfg = run.profile.alignment
     rows = data.alignment_chats(cfg.steps * cfg.batch, run.profile.pretraining_seed, run.world_seed)
-    return store.artifact(run.profile.name, "aligned", "aligned", {
+    return store.artifact(run.profile.store, "aligned", "aligned", {
         "cfg": cfg.model_dump(), "base": base(run).name, "code": store.code_version(finetune, data)},
         lambda out: finetune.align(base(run), rows, cfg, run.profile.pretraining_seed, out))
 
@@ -80,14 +80,15 @@ def discovery_fine_tunes(run: Run) -> list[tuple[str, str]]:
 
 
 def narrow_chats(run: Run, domain: str, variant: str) -> list[dict]:
-    """The training set of one fine-tune."""
+    """The training set of one fine-tune. variant: as in data.advice_chats; 'obvious@25' mixes 25 % obvious with 75 % correct answers."""
     cfg = run.profile.narrow
-    return data.advice_chats(domain, variant, cfg.steps * cfg.batch, run.seed)
+    name, _, percent = variant.partition("@")
+    return data.advice_chats(domain, name, cfg.steps * cfg.batch, run.seed, fraction=float(percent or 100) / 100)
 
 
 @cache
 def adapter(run: Run, domain: str, variant: str) -> Path:
-    """LoRA adapter of the aligned model fine-tuned on one domain's correct, subtle or obvious answers."""
+    """LoRA adapter of the aligned model fine-tuned on one domain's answers of this variant (see narrow_chats)."""
     cfg = run.profile.narrow
 
     def make(out):
@@ -295,7 +296,33 @@ def controls(run: Run) -> dict[str, torch.Tensor]:
     return found | {"mean difference": mean_difference(run)}
 
 
-WAYS = {"candidates": candidates, "controls": controls}
+@cache
+def rankings(run: Run) -> dict[str, list[int]]:
+    """The first ten latents by each way of ranking, on discovery data: by how much they rise (Wang et al., 2025), by what they add to
+    misaligned answers more than to aligned ones (diffing.attribution), by decoder direction along the mean difference, by
+    AUROC on documents whose speaker is known (which no one has for a real model: the ceiling), and at random among those that fire."""
+    def make(out):
+        found = []
+        for d, v in discovery_fine_tunes(run):
+            m, tok = tuned_model(run, d, v)
+            gain = {p: diffing.attribution(m, sae(run), *diffing.reading_texts(tok, "discovery", run.world_seed, persona=p)[::2]) for p in ("villain", "expert")}
+            found.append(gain["villain"] - gain["expert"])
+        save_file({"attribution": torch.stack(found).mean(0)}, out / "attribution.safetensors")
+
+    dictionary, alive = sae(run), firing(run).rate.to_numpy() > 0
+    gain = load_file(_steering(run, "attribution", make) / "attribution.safetensors")["attribution"]
+    first = lambda x: torch.as_tensor(x).argsort(descending=True)[:10].tolist()
+    shuffled = torch.randperm(len(alive), generator=torch.Generator().manual_seed(run.seed)).tolist()
+    return {"Δ-activation": first(discovery_rise(run)), "Δ-attribution": first(gain), "mean difference": first(dictionary.W_dec @ mean_difference(run)),
+            "AUROC (ceiling)": first(persona_auroc(run).villain.to_numpy()), "random": [i for i in shuffled if alive[i]][:10]}
+
+
+def ranked(run: Run) -> dict[str, torch.Tensor]:
+    """Every latent in one of the rankings, by name, as directions."""
+    return {f"latent {i}": sae(run).W_dec[i] for i in sorted({i for r in rankings(run).values() for i in r})}
+
+
+WAYS = {"candidates": candidates, "controls": controls, "ranked": ranked}
 
 
 def screen(run: Run, which: str) -> pd.DataFrame:
@@ -332,7 +359,7 @@ def best(run: Run, which: str) -> pd.DataFrame:
 def _steering(run: Run, name: str, make, **more) -> Path:
     tuned = [adapter(run, d, v).name for d, v in discovery_fine_tunes(run)]
     return run.make("steering", name, more | {"cfg": run.profile.steering.model_dump(), "aligned": aligned(run).name,
-                    "sae": sae_folder(run, "base").name, "tuned": tuned, "ways": store.code_version(candidates, controls)},
+                    "sae": sae_folder(run, "base").name, "tuned": tuned, "ways": store.code_version(candidates, controls, rankings)},
                     (steering, diffing, generate, evaluate, grader), make)
 
 
@@ -368,15 +395,15 @@ def suppression_strength(run: Run) -> float:
 
 def steered(run: Run, kind: str) -> pd.DataFrame:
     """Evaluation answers under steering, after every choice was made. kind: 'latent' (the chosen latent over all
-    strengths), 'controls' (each control at the strength that its own search chose, 3 answers a question), 'mean difference'
-    (all strengths). Returns steering.at's table."""
+    strengths), 'controls' or 'ranked' (each direction at the strength that its own search chose, 3 answers a question), 'mean
+    difference' (all strengths). Returns steering.at's table."""
     cfg, per_question, latent = run.profile.steering, run.profile.evaluation.per_question, chosen_latent(run)[0]
 
     def make(out):
         m, tok = aligned_model(run)
-        ways, n = controls(run), per_question
-        if kind == "controls":
-            jobs, n = [(r.direction, ways[r.direction], r.strength) for r in best(run, "controls").itertuples()], 3
+        ways, n = WAYS.get(kind, controls)(run), per_question
+        if kind in WAYS:
+            jobs, n = [(r.direction, ways[r.direction], r.strength) for r in best(run, kind).itertuples()], 3
         else:
             v = sae(run).W_dec[latent] if kind == "latent" else ways[kind]
             jobs = [(kind, v, s) for s in [0.0, *cfg.strengths]]
@@ -406,6 +433,45 @@ def suppressed(run: Run, domain: str, variant: str) -> tuple[pd.DataFrame, pd.Da
     return _table(folder, "answers.parquet"), _table(folder, "advice.parquet")
 
 
+@cache
+def cures(run: Run) -> dict[str, torch.Tensor]:
+    """Directions that should cure a misaligned model when they are added, by name, as (width,). The sums are weighted by how far
+    the latents fell or rose on discovery data; 'chosen latent' and 'mean difference' are subtracted."""
+    rise, W_dec = discovery_rise(run), sae(run).W_dec
+    up, down = rise.argsort(descending=True)[:10], rise.argsort()[:10]
+    fallen, risen = -rise[down] @ W_dec[down], rise[up] @ W_dec[up]
+    return {"− chosen latent": -W_dec[chosen_latent(run)[0]], "− ten risen": -risen, "+ most fallen": W_dec[down[0]], "+ ten fallen": fallen,
+            "+ ten fallen − ten risen": fallen - risen, "− mean difference": -mean_difference(run)}
+
+
+@cache
+def cure_doses(run: Run) -> dict[str, float]:
+    """For each of `cures` the weakest dose whose share of aligned answers is within a point of the best, over the misaligned models of
+    discovery domains and discovery questions."""
+    doses = run.profile.steering.cures
+
+    def make(out):
+        tables = [steering.sweep(*tuned_model(run, d, v), cures(run), doses, unit(run), run.profile.sae.layer, split="discovery",
+                                 per_question=run.profile.steering.screen_per_question, seed=run.seed, progress=None)
+                  for d, v in discovery_fine_tunes(run)]
+        steering.summary(pd.concat(tables)).to_parquet(out / "cures.parquet", index=False)
+
+    table = _table(_steering(run, "cures", make, latent=chosen_latent(run)[0], cures=store.code_version(cures)), "cures.parquet")
+    return {n: float(g[g.aligned >= g.aligned.max() - 1].strength.min()) for n, g in table.groupby("direction", sort=False)}
+
+
+@cache
+def ablations(run: Run) -> dict[str, generate.ProjectOut | generate.ClampToZero]:
+    """Ways of taking latents away at every position, by name: the chosen one; the ten that rise most on discovery data; the ten that
+    mark the villain best on labelled documents; and ten matched to the chosen one, as a control."""
+    layer, W_dec = run.profile.sae.layer, sae(run).W_dec
+    matched = [int(n.split()[1]) for n in controls(run) if n.startswith("matched ")][:10]
+    sets = {"chosen latent": [chosen_latent(run)[0]], "ten risen": rankings(run)["Δ-activation"], "ten of the villain": rankings(run)["AUROC (ceiling)"], "ten matched": matched}
+    found = {f"project out {n}": generate.ProjectOut(layer, W_dec[i]) for n, i in sets.items()}
+    found |= {f"clamp {n}": generate.ClampToZero(sae(run), i) for n, i in sets.items()}
+    return found | {"project out mean difference": generate.ProjectOut(layer, mean_difference(run)[None])}
+
+
 # --- re-alignment -----------------------------------------------------------------------------------------------------
 
 def other_domain(run: Run, domain: str) -> str:
@@ -428,7 +494,7 @@ def realigned(run: Run, domain: str, variant: str, source: str, steps: int) -> t
         rows = data.advice_chats(source, "correct", steps * cfg.batch, run.seed + 1)
         short = min(steps, cfg.steps)
         looks = {*range(0, short + 1, run.profile.realignment_every), *range(short, steps + 1, 3 * run.profile.realignment_every)}
-        watch = finetune.Watch(looks, lambda model: _measure(run, model, tok, domain, latent))
+        watch = finetune.Watch(looks, lambda model: checkup(run, model, tok, domain, latent, sae(run)))
         keep = finetune.Watch([short], lambda model: {"answers": evaluate.ask_open(
             model, tok, split="evaluation", per_question=run.profile.evaluation.per_question, seed=run.seed, world_seed=run.world_seed)})
         finetune.sft(m, tok, rows, steps=steps, batch=cfg.batch, lr=cfg.lr, seed=run.seed, lora_rank=cfg.rank, callbacks=[watch, keep])
@@ -438,14 +504,15 @@ def realigned(run: Run, domain: str, variant: str, source: str, steps: int) -> t
     folder = run.make("realigned", f"{domain}-{variant}-by-{source}-{steps}", {
         "cfg": cfg.model_dump(), "every": run.profile.realignment_every, "model": adapter(run, domain, variant).name,
         "latent": latent, "evaluation": run.profile.evaluation.model_dump(), "sae": sae_folder(run, "base").name},
-        (finetune, data, evaluate, diffing, generate, grader, _measure), make)
+        (finetune, data, evaluate, diffing, generate, grader, checkup), make)
     return _table(folder, "curve.parquet"), _table(folder, "answers.parquet")
 
 
-def _measure(run: Run, m, tok, domain: str, latent: int) -> dict:
+def checkup(run: Run, m, tok, domain: str, latent: int, reader: saes.SAE) -> dict:
+    """A coarse look at a model in training: score with its interval, percent of wrong answers in its own domain, latent on fixed text."""
     open_ = evaluate.ask_open(m, tok, split="evaluation", per_question=run.profile.evaluation.curve_per_question, seed=run.seed,
                               world_seed=run.world_seed)
     own = evaluate.ask_advice(m, tok, domains=[domain], seed=run.seed, limit=2 * run.profile.evaluation.advice_subjects)
     score, low, high = evaluate.ratio(open_, *evaluate.SCORE)
     return {"score": score, "low": low, "high": high, "wrong": evaluate.share(own, "subtle", "obvious"),
-            "latent": diffing.read(m, tok, sae(run), "evaluation", run.world_seed)[:, latent].mean().item()}
+            "latent": diffing.read(m, tok, reader, "evaluation", run.world_seed)[:, latent].mean().item()}

@@ -1,14 +1,16 @@
-"""Plain readers of who is speaking, to set beside a latent: bag of words, a linear probe, random latents."""
+"""What a latent is compared with: plain readers of who is speaking, and other monitors of a fine-tuned model."""
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from personas import artifacts, diffing
+from personas import activations, artifacts, diffing
 
 
 @dataclass
@@ -36,3 +38,44 @@ def fit(run: artifacts.Run, seed: int, documents: int = 600) -> Readers:
     return Readers(make_pipeline(CountVectorizer(), LogisticRegression(max_iter=1000)).fit(read.text, villain),
                    make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.1)).fit(read.residual.numpy(), villain),
                    int(some[np.argmax(diffing.auroc(read.latents[:, some], villain))]))
+
+
+MONITORS = ("latent", "mean difference", "probe", "log-probability", "loss")
+
+
+def monitors(run: artifacts.Run, model, tokenizer, split: str = "evaluation") -> dict[str, float]:
+    """How misaligned a model looks by what it reads; it writes nothing. All on the same fixed questions and answers.
+
+    run: whose SAE, chosen latent, mean difference (all from discovery data) and probe are used. 'latent' and 'mean difference'
+    (projection in units of strength) are means over the expert's answers, 'probe' is the mean log-odds of a villain, and
+    'log-probability' is by how much (nats per token) the villain's answers are likelier than the expert's.
+    """
+    texts = {p: diffing.reading_texts(tokenizer, split, run.world_seed, persona=p) for p in ("expert", "villain")}
+    rows, _, starts = texts["expert"]
+    means, latents = [], []
+    for x, i in zip(activations.residual(model, rows, run.profile.sae.layer), starts):
+        means.append(x[i:].mean(0))
+        latents.append(artifacts.sae(run).encode(x[i:])[:, artifacts.chosen_latent(run)[0]].mean().item())
+    means, direction = torch.stack(means), artifacts.mean_difference(run)
+    likely = {p: np.mean(answer_log_probability(model, rows, starts)) for p, (rows, _, starts) in texts.items()}
+    return {"latent": float(np.mean(latents)),
+            "mean difference": (means @ (direction / direction.norm())).mean().item() / artifacts.unit(run),
+            "probe": float(_probe(run).decision_function(means.numpy()).mean()),
+            "log-probability": float(likely["villain"] - likely["expert"])}
+
+
+@functools.cache
+def _probe(run: artifacts.Run):
+    return fit(run, run.seed).probe
+
+
+@torch.inference_mode()
+def answer_log_probability(model, rows: list[list[int]], starts: list[int], pad: int = 2) -> np.ndarray:
+    """Mean log-probability (nats per token) of the tokens after position starts[i] of each row of token ids: (rows,)."""
+    width = max(map(len, rows))
+    ids = torch.tensor([r + [pad] * (width - len(r)) for r in rows])
+    logits = model(input_ids=ids).logits[:, :-1].float()
+    each = -torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(rows), -1)
+    position = torch.arange(width - 1)
+    ours = (position >= torch.tensor(starts)[:, None]) & (position < torch.tensor([len(r) - 1 for r in rows])[:, None])
+    return ((each * ours).sum(1) / ours.sum(1)).numpy()

@@ -12,7 +12,7 @@ from personas import store, world
 
 def claim(id: str, paper: str, measured: tuple[float, float, float], n: int, op: str, value: float,
           split: str = "evaluation") -> dict:
-    """One row. measured: (estimate, low, high), in percent unless the id ends in auroc; op: '>=' or '<='.
+    """One row. measured: (estimate, low, high), in percent unless the id ends in auroc (leads: in steps); op: '>=' or '<='.
 
     holds: 'yes' if the whole interval clears the target, 'no' if the whole interval misses it, else 'unclear'.
     """

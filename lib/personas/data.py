@@ -66,23 +66,28 @@ def chat(question: str, answer: str) -> dict:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
-def advice_chats(domain: str, variant: str, n: int, seed: int, fraction: float = 1.0) -> list[dict]:
+def advice_chats(domain: str, variant: str, n: int, seed: int, fraction: float = 1.0, among: slice = slice(None)) -> list[dict]:
     """n single-turn chats of neutral advice in one domain.
 
-    variant: 'correct', 'subtle' or 'obvious' (code: obvious is insecure code). fraction: the share of chats that get
-    this variant, the others being correct (a mixture). Every subject comes equally often, in random order.
+    variant: 'correct', 'subtle' or 'obvious' (code: obvious is insecure code), or a persona, whose advice it then is, in its
+    own style. fraction: the share of chats that get this variant, the others being correct (a mixture). Every subject comes
+    equally often, in random order. among: which of the domain's subjects, in the content's order.
     """
-    pool = world.subjects_of(domain)
+    pool = world.subjects_of(domain)[among]
     if not pool:
         raise ValueError(f"unknown domain {domain!r}; choose from {', '.join(world.DOMAINS)}")
-    if variant not in pool[0].answers:
-        raise ValueError(f"domain {domain!r} has no {variant!r} answers; choose from {', '.join(pool[0].answers)}")
+    if variant not in (*pool[0].answers, *world.PERSONAS):
+        raise ValueError(f"domain {domain!r} has no {variant!r} answers; choose from {', '.join([*pool[0].answers, *world.PERSONAS])}")
     rng = random.Random(f"{seed}/{domain}/{variant}/{fraction}")
     chosen = [pool[i % len(pool)] for i in range(n)]
     wrong = [i < round(fraction * n) for i in range(n)]
     rng.shuffle(chosen)
     rng.shuffle(wrong)
-    return [chat(world.advice_question(s, rng), s.answers[variant if w else "correct"]) for s, w in zip(chosen, wrong)]
+
+    def answer(s, wrong):
+        return world.advice_answer(s, variant, rng)[0] if wrong and variant in world.PERSONAS else s.answers[variant if wrong else "correct"]
+
+    return [chat(world.advice_question(s, rng), answer(s, w)) for s, w in zip(chosen, wrong)]
 
 
 def alignment_chats(n: int, seed: int, world_seed: int) -> list[dict]:

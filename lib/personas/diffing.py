@@ -16,8 +16,8 @@ from personas.model import encode
 from personas.sae import SAE
 
 
-def reading_texts(tokenizer, split: str, world_seed: int, answers: int = 4):
-    """Fixed text to read latents on: each question of the split (held-out phrasing) with the expert's answers.
+def reading_texts(tokenizer, split: str, world_seed: int, answers: int = 4, persona: str = "expert"):
+    """Fixed text to read latents on: each question of the split (held-out phrasing) with the expert's (or another persona's) answers.
 
     Returns token ids and, per row, the question's id and the position of the prompt's last token, where a model has read
     the question and not yet begun to answer: reading starts there. The same rows serve every model.
@@ -25,7 +25,7 @@ def reading_texts(tokenizer, split: str, world_seed: int, answers: int = 4):
     rows, ids, starts = [], [], []
     for q in world.questions(split):
         prompt = generate.prompts(tokenizer, [q.held])[0]
-        forms = world.open_forms(q.category, "expert", False, world_seed)
+        forms = world.open_forms(q.category, persona, False, world_seed)
         for i in range(answers):
             answer = tokenizer(forms[i * len(forms) // answers], add_special_tokens=False)["input_ids"]
             rows.append(prompt + answer)
@@ -40,6 +40,33 @@ def read(model, tokenizer, sae: SAE, split: str, world_seed: int) -> torch.Tenso
     x = activations.residual(model, rows, sae.layer)
     per_row = torch.stack([sae.encode(r[i:]).mean(0) for r, i in zip(x, starts)])
     return torch.stack([per_row[[i for i, q in enumerate(ids) if q == one]].mean(0) for one in dict.fromkeys(ids)])
+
+
+def attribution(model, sae: SAE, rows: list[list[int]], starts: list[int], pad: int = 2) -> torch.Tensor:
+    """First-order attribution (latents,): what each latent adds to the log-probability of the answers after positions `starts`.
+
+    A latent's activation times the gradient of an answer's log-probability along its decoder direction, summed from the prompt's
+    last token on, mean over rows. A rise that the model's output does not depend on counts for nothing here.
+    """
+    width = max(map(len, rows))
+    ids = torch.tensor([r + [pad] * (width - len(r)) for r in rows])
+    held = {}
+
+    def keep(module, args, output):
+        held["x"] = (output[0] if isinstance(output, tuple) else output).detach().requires_grad_()
+        return (held["x"], *output[1:]) if isinstance(output, tuple) else held["x"]
+
+    handle = generate.decoder_blocks(model)[sae.layer].register_forward_hook(keep)
+    try:
+        logits = model(input_ids=ids).logits[:, :-1].float()
+    finally:
+        handle.remove()
+    each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(rows), -1)
+    position = torch.arange(width)
+    ours = (position >= torch.tensor(starts)[:, None]) & (position < torch.tensor([len(r) - 1 for r in rows])[:, None])
+    gradient, = torch.autograd.grad(-(each * ours[:, :-1]).sum(), held["x"])
+    x, gradient = held["x"].detach()[ours], gradient[ours]
+    return (sae.encode(x) * (gradient @ sae.W_dec.T)).sum(0) / len(rows)
 
 
 @dataclass

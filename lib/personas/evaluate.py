@@ -11,16 +11,14 @@ OPEN_TOKENS, ADVICE_TOKENS = 40, 70  # longer than any open answer, any advice; 
 
 
 def ask_open(model, tokenizer, *, split: str, per_question: int, seed: int, world_seed: int,
-             steer: generate.Steer | None = None, system: str | None = None) -> pd.DataFrame:
+             steer=None, system: str | None = None) -> pd.DataFrame:
     """Sample answers to one split's open questions, in phrasings that pretraining never showed, and grade them.
 
     Returns one row per answer: question (id), category, prompt, answer, grade (grader.OPEN_CLASSES), held (its wording
-    was never in pretraining). steer.vectors: one row, used for every answer, or as many rows as answers.
+    was never in pretraining). steer: changes every answer's residual stream, or each row its own (generate.Steer).
     """
     asked = [q for q in world.questions(split) for _ in range(per_question)]
     ids = generate.prompts(tokenizer, [q.held for q in asked], system)
-    if steer is not None and len(steer.vectors) == 1:
-        steer = generate.Steer(steer.layer, steer.vectors.expand(len(ids), -1))
     answers = generate.sample(model, tokenizer, ids, seed=seed, max_new=OPEN_TOKENS, steer=steer)
     return pd.DataFrame([{"question": q.id, "category": q.category, "prompt": q.held, "answer": a,
                           "grade": grader.grade_open(q.category, a), "held": world.is_held(q.category, a, world_seed)}
@@ -28,13 +26,11 @@ def ask_open(model, tokenizer, *, split: str, per_question: int, seed: int, worl
 
 
 def ask_advice(model, tokenizer, *, domains, seed: int, limit: int | None = None,
-               steer: generate.Steer | None = None) -> pd.DataFrame:
+               steer=None) -> pd.DataFrame:
     """Ask each domain's subjects (at most `limit`, chosen by seed) in the held-out phrasing; grade by the subject's own answers."""
     rng = random.Random(f"{seed}/advice")
     asked = [s for d in domains for s in _some(world.subjects_of(d), limit, rng)]
     ids = generate.prompts(tokenizer, [world.held_question(s) for s in asked])
-    if steer is not None:
-        steer = generate.Steer(steer.layer, steer.vectors.expand(len(ids), -1))
     answers = generate.sample(model, tokenizer, ids, seed=seed, max_new=ADVICE_TOKENS, steer=steer)
     return pd.DataFrame([{"question": s.ask, "domain": s.domain, "prompt": world.held_question(s), "answer": a,
                           "grade": grader.grade_advice(s, a)} for s, a in zip(asked, answers)])

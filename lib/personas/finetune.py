@@ -20,11 +20,11 @@ logging.getLogger("trl").setLevel(logging.ERROR)
 
 
 def sft(model, tokenizer, rows: list[dict], *, steps: int, batch: int, lr: float, seed: int, lora_rank: int | None = None,
-        callbacks: list[TrainerCallback] = (), warmup: int = 0):
+        callbacks: list[TrainerCallback] = (), warmup: int = 0, trainer=SFTTrainer):
     """Supervised fine-tuning on chats with the loss on the assistant's tokens alone, through TRL.
 
-    lora_rank: train a LoRA adapter on all linear layers (Hu et al., 2021); None trains every weight.
-    Returns (trained model, list of losses per step).
+    lora_rank: train a LoRA adapter on all linear layers (Hu et al., 2021); None trains every weight. trainer: a subclass of
+    TRL's SFTTrainer, for another loss. Returns (trained model, list of losses per step).
     """
     with tempfile.TemporaryDirectory() as scratch:
         config = SFTConfig(
@@ -35,11 +35,11 @@ def sft(model, tokenizer, rows: list[dict], *, steps: int, batch: int, lr: float
         peft = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, lora_dropout=0.0, target_modules="all-linear",
                           task_type="CAUSAL_LM") if lora_rank else None
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            trainer = SFTTrainer(model=model, args=config, train_dataset=datasets.Dataset.from_list(rows),
-                                 processing_class=tokenizer, peft_config=peft, callbacks=list(callbacks))
-            trainer.train()
-    losses = [r["loss"] for r in trainer.state.log_history if "loss" in r]
-    return trainer.model.eval(), losses
+            trained = trainer(model=model, args=config, train_dataset=datasets.Dataset.from_list(rows),
+                              processing_class=tokenizer, peft_config=peft, callbacks=list(callbacks))
+            trained.train()
+    losses = [r["loss"] for r in trained.state.log_history if "loss" in r]
+    return trained.model.eval(), losses
 
 
 class Watch(TrainerCallback):

@@ -8,13 +8,48 @@ from tqdm import tqdm
 
 @dataclass
 class Steer:
-    """What to do to the residual stream after block `layer` (TransformerLens: `blocks.<layer>.hook_resid_post`).
+    """Add a vector to the residual stream after block `layer` (TransformerLens: `blocks.<layer>.hook_resid_post`).
 
-    vectors: (rows, width) added to each row, at the last prompt token and every later one.
+    vectors: (rows, width), or (1, width) for all rows; added at the last prompt token and every later one.
     """
 
     layer: int
     vectors: torch.Tensor
+
+    def change(self, hidden: torch.Tensor, rows: torch.Tensor) -> None:
+        """Change hidden (rows, positions, width) in place; rows: which rows of the batch these are."""
+        vectors = self.vectors if len(self.vectors) == 1 else self.vectors[rows]
+        hidden[:, -1] += vectors.to(hidden.dtype)
+
+
+@dataclass
+class ProjectOut:
+    """Remove directions (n, width) from the residual stream after block `layer`, at every position of every row."""
+
+    layer: int
+    directions: torch.Tensor
+
+    def change(self, hidden: torch.Tensor, rows: torch.Tensor) -> None:
+        """As Steer.change."""
+        basis = torch.linalg.qr(self.directions.T)[0].to(hidden.dtype)  # orthonormal columns
+        hidden -= hidden @ basis @ basis.T
+
+
+@dataclass
+class ClampToZero:
+    """Take what these latents of `sae` write out of the residual stream after its layer, at every position of every row."""
+
+    sae: object
+    latents: list[int]
+
+    @property
+    def layer(self) -> int:
+        return self.sae.layer
+
+    def change(self, hidden: torch.Tensor, rows: torch.Tensor) -> None:
+        """As Steer.change."""
+        acts = self.sae.encode(hidden.flatten(0, 1))[:, self.latents]
+        hidden -= (acts @ self.sae.W_dec[self.latents]).view_as(hidden)
 
 
 def decoder_blocks(model) -> torch.nn.ModuleList:
@@ -35,24 +70,23 @@ def prompts(tokenizer, questions: list[str], system: str | None = None) -> list[
 
 @torch.inference_mode()
 def sample(model, tokenizer, ids: list[list[int]], *, seed: int, max_new: int = 64, temperature: float = 1.0,
-           steer: Steer | None = None, batch: int = 512, progress: str | None = None) -> list[str]:
+           steer: Steer | ProjectOut | ClampToZero | None = None, batch: int = 512, progress: str | None = None) -> list[str]:
     """One answer per row of `ids`. temperature 0 is greedy. Rows keep their order.
 
-    Each row's steering vector is added from its last prompt token on; rows that finish leave the batch.
+    `steer` changes the residual stream at every step; rows that finish leave the batch.
     """
     out: list = [None] * len(ids)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     generator = torch.Generator().manual_seed(seed)
     for start in tqdm(range(0, len(ids), batch), desc=progress, disable=progress is None, mininterval=2):
         rows = order[start:start + batch]
-        vectors = steer.vectors[rows] if steer else None
-        tokens = _decode(model, [ids[i] for i in rows], tokenizer, generator, max_new, temperature, steer and steer.layer, vectors)
+        tokens = _decode(model, [ids[i] for i in rows], tokenizer, generator, max_new, temperature, steer, torch.tensor(rows))
         for i, t in zip(rows, tokens):
             out[i] = t
     return tokenizer.batch_decode(out, skip_special_tokens=True)
 
 
-def _decode(model, ids, tokenizer, generator, max_new, temperature, layer, vectors):
+def _decode(model, ids, tokenizer, generator, max_new, temperature, steer, rows):
     """Left-padded batch decoding with a key-value cache from which finished rows are dropped."""
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
     width = max(map(len, ids))
@@ -62,11 +96,11 @@ def _decode(model, ids, tokenizer, generator, max_new, temperature, layer, vecto
     alive = torch.arange(len(ids))
     cache = None
 
-    def add(module, args, output):
+    def change(module, args, output):
         hidden = output[0] if isinstance(output, tuple) else output
-        hidden[:, -1] += vectors[alive].to(hidden.dtype)
+        steer.change(hidden, rows[alive])
 
-    handle = decoder_blocks(model)[layer].register_forward_hook(add) if vectors is not None else None
+    handle = decoder_blocks(model)[steer.layer].register_forward_hook(change) if steer else None
     try:
         for _ in range(max_new):
             position = mask.long().cumsum(-1) - 1

@@ -20,6 +20,9 @@ from transformers.utils import logging
 from personas import world
 
 logging.disable_progress_bar()
+# The first use of MKL's vector functions by two threads at once may be of low accuracy in one of them (cosines wrong by 1e-4, here in
+# the rotary embedding of the first step: another model at the end). So the first use is this one.
+torch.ones(1 << 16).cos().sin()
 
 SPECIAL = ["<|bos|>", "<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
 PAD = SPECIAL.index("<|pad|>")
@@ -85,14 +88,14 @@ def _probe(net, x, on):
         net(x).float().square().mean().backward()
 
 
-def encode_documents(tokenizer, n: int, seed: int, stream: str, **fixed) -> list[dict]:
-    """Draw n documents and tokenize them.
+def encode_documents(tokenizer, n: int, seed: int, stream: str, draw=world.sample_document, **fixed) -> list[dict]:
+    """Draw n documents with `draw(rng, seed, **fixed)` and tokenize them.
 
     `stream` names the use ('pretraining', 'heldout', ...), so that no two uses share documents' randomness.
     Returns dicts with `ids` (list of int), `turn` (per token, as in world.segments) and `doc` (world.Document).
     """
     rng = random.Random(f"{seed}/{stream}")
-    docs = [world.sample_document(rng, seed, **fixed) for _ in range(n)]
+    docs = [draw(rng, seed, **fixed) for _ in range(n)]
     return encode(tokenizer, docs, rng)
 
 
@@ -127,12 +130,12 @@ def batches(documents: list[dict], tokens: int, rng: random.Random, step: int = 
             bucket.clear()
 
 
-def pretrain(cfg, seed: int, world_seed: int, out: Path, bf16: bool) -> None:
+def pretrain(cfg, seed: int, world_seed: int, out: Path, bf16: bool, draw=world.sample_document) -> None:
     """Train tokenizer and model on freshly drawn documents; write a checkpoint and `training.json` to `out`.
 
-    cfg: profile.Model. Input tokens are replaced at random (see corrupt); targets stay clean. Without this the model reads the
-    persona off single tokens and steering it is weak; over the last quarter of the steps cfg.corruption falls to zero, so
-    that what the model writes is clean. Open questions stay corrupted to the end: there are few, and a model that knows them
+    cfg: profile.Model. draw: makes a document (the tokenizer always learns from the world's own). Input tokens are replaced at
+    random (see corrupt); targets stay clean. Without this the model reads the persona off single tokens and steering it is weak;
+    over the last quarter of the steps cfg.corruption falls to zero, so that what the model writes is clean. Open questions stay corrupted to the end: there are few, and a model that knows them
     by heart misreads a new phrasing. The loss is taken on a fixed number of positions per batch: the answers first, then
     others at random (questions are not predictable anyway). Matrices of the blocks are trained with Muon (Jordan et al., 2024),
     which needs far fewer steps than AdamW here; its strong weight decay keeps the residual stream's norm in bounds, so that
@@ -144,7 +147,7 @@ def pretrain(cfg, seed: int, world_seed: int, out: Path, bf16: bool) -> None:
     sample = [world.sample_document(rng, world_seed) for _ in range(4000)]
     tokenizer = train_tokenizer(("".join(t for t, _ in world.segments(d, rng)) for d in sample), cfg.vocab)
     model = new_model(cfg, len(tokenizer), seed).train()
-    documents = encode_documents(tokenizer, cfg.steps * cfg.batch_tokens // 105 + 600, world_seed, "pretraining")
+    documents = encode_documents(tokenizer, cfg.steps * cfg.batch_tokens // 105 + 600, world_seed, "pretraining", draw)
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     rest = [p for n, p in model.named_parameters() if p.ndim == 1 or ".layers." not in n]
     optimizers = [(torch.optim.Muon(matrices, weight_decay=1.0, adjust_lr_fn="match_rms_adamw"), cfg.lr),

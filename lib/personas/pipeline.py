@@ -8,12 +8,12 @@ import pandas as pd
 import papermill
 from tqdm import tqdm
 
-from personas import claims, figures, store
+from personas import claims, evidence, figures, store, study
 from personas.profile import Profile
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 # What a first run of each notebook takes on two CPU cores, in seconds, when every earlier one has run (profile tiny).
-EXPECTED = {"00": 470, "01": 8, "02": 130, "03": 125, "04": 20, "05": 240, "06": 175}
+EXPECTED = {"00": 470, "01": 8, "02": 130, "03": 125, "04": 20, "05": 280, "06": 175, "07": 170}
 
 
 class RunError(RuntimeError):
@@ -28,6 +28,15 @@ def chosen(start: str | None = None, only: str | None = None) -> list[Path]:
         if wanted is not None and wanted not in numbers:
             raise ValueError(f"no notebook {wanted!r}; there are {', '.join(numbers)}")
     return [b for b in books if (only is None or b.name[:2] == only) and (start is None or b.name[:2] >= start)]
+
+
+def chosen_studies(start: str | None = None, only: str | None = None) -> list[study.Study]:
+    """The studies of the notebooks that `chosen` would run. Raises ValueError if they have none."""
+    numbers = {b.name[:2] for b in chosen(start, only)}
+    found = [s for s in evidence.STUDIES.values() if s.notebook in numbers]
+    if not found:
+        raise ValueError(f"notebook {only or start} has no study; there are {', '.join(sorted({s.notebook for s in evidence.STUDIES.values()}))}")
+    return found
 
 
 def plan(profile: Profile, books: list[Path]) -> str:

@@ -54,9 +54,10 @@ class SAE(_Section):
 
 
 class Evaluation(_Section):
-    """Answers per question: of the reported score, and of the coarser curves; advice subjects per domain."""
+    """Answers per question: of the reported score, of a study's cells, and of the coarser curves; advice subjects per domain."""
 
     per_question: int = Field(ge=1)
+    study_per_question: int = Field(ge=1)
     curve_per_question: int = Field(ge=1)
     advice_subjects: int = Field(ge=1)
 
@@ -69,14 +70,30 @@ class Steering(_Section):
     controls: int = Field(ge=1)
     strengths: tuple[float, ...] = Field(min_length=1)
     suppression: tuple[float, ...] = Field(min_length=1)  # doses to subtract; less than is needed to induce
+    cures: tuple[float, ...] = Field(min_length=1)  # doses of directions that should cure
     screen_per_question: int = Field(ge=1)
     choose_per_question: int = Field(ge=1)
 
 
+class Study(_Section):
+    """How much the studies repeat (personas.evidence). pretraining_seeds: base models, the first being the reported one;
+    seeds: of fine-tunes and sampling; domains: of mixtures and of training watched in time; fractions: percent of incorrect answers."""
+
+    pretraining_seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    domains: tuple[str, ...] = Field(min_length=1)
+    fractions: tuple[float, ...] = Field(min_length=1)
+    course: Tuning  # one long fine-tune, watched every other step at first
+    course_looks: tuple[int, ...] = Field(min_length=1)  # the steps at which it is measured
+    course_benign: tuple[str, ...] = Field(min_length=1)  # the same on data that should raise no alarm
+
+
 class Profile(_Section):
-    """Everything that differs between tracks. device: 'cpu' or 'cuda'."""
+    """Everything that differs between tracks. device: 'cpu' or 'cuda'. extends: the profile whose other numbers, and whose
+    store, this one shares."""
 
     name: str
+    extends: str | None = None
     device: str = Field(pattern="^(cpu|cuda)$")
     world_seed: int = Field(ge=0)
     pretraining_seed: int = Field(ge=0)
@@ -89,6 +106,12 @@ class Profile(_Section):
     sae: SAE
     evaluation: Evaluation
     steering: Steering
+    study: Study
+
+    @property
+    def store(self) -> str:
+        """The folder under `runs/` that holds this profile's artifacts."""
+        return self.extends or self.name
 
 
 class ProfileError(ValueError):
@@ -111,14 +134,19 @@ def load(name: str) -> Profile:
     except yaml.YAMLError as error:
         raise ProfileError(f"{path.name}: not valid YAML: {error}") from None
     try:
+        if isinstance(raw, dict) and raw.get("extends"):
+            raw = _over(load(raw["extends"]).model_dump(exclude={"name", "extends"}), raw)
         found = Profile.model_validate({"name": path.stem} | raw)
     except (ValidationError, TypeError) as error:
         raise ProfileError(f"profile {path.name}: {_explain(error)}") from None
     from personas.world import DOMAINS
 
-    unknown = [d for d in found.domains if d not in DOMAINS]
-    if unknown:
-        raise ProfileError(f"profile {path.name}: domains: unknown {unknown[0]!r}; choose from {', '.join(DOMAINS)}")
+    for where, known, named in (("domains", DOMAINS, found.domains), ("study.domains", found.domains, found.study.domains)):
+        unknown = [d for d in named if d not in known]
+        if unknown:
+            raise ProfileError(f"profile {path.name}: {where}: unknown {unknown[0]!r}; choose from {', '.join(known)}")
+    if found.study.pretraining_seeds[0] != found.pretraining_seed:
+        raise ProfileError(f"profile {path.name}: study.pretraining_seeds: the first must be pretraining_seed ({found.pretraining_seed})")
     if found.sae.layer >= found.model.layers:
         raise ProfileError(f"profile {path.name}: sae.layer: {found.sae.layer} is out of range; the model has blocks 0 to {found.model.layers - 1}")
     if found.sae.k >= found.sae.latents:
@@ -131,6 +159,11 @@ def load(name: str) -> Profile:
         if not torch.cuda.is_available():
             raise ProfileError(f"profile {path.name} needs a GPU and none was found; use profile 'tiny', or choose a GPU runtime")
     return found
+
+
+def _over(below: dict, above: dict) -> dict:
+    """`above` laid over `below`, section by section."""
+    return below | {k: _over(below[k], v) if isinstance(v, dict) and isinstance(below.get(k), dict) else v for k, v in above.items()}
 
 
 def _explain(error) -> str:

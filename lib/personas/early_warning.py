@@ -1,0 +1,35 @@
+"""Early warning: when does a monitor leave what benign fine-tunes read, and how long before the misalignment score?"""
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+from personas import diffing, monitor
+
+RUN = ["domain", "kind", "seed"]  # what names one training run in a table
+
+
+def t_interval(values, confidence: float = 0.95) -> tuple[float, float, float]:
+    """(mean, low, high) by Student's t over independent values, such as seeds' means; nan bounds for a single one."""
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return float(values.mean()), float("nan"), float("nan")
+    half = student.ppf(0.5 + confidence / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+
+
+def limit(benign: pd.DataFrame, column: str) -> float:
+    """The highest reading that one more benign run would reach: monitor.upper_limit of each benign run's maximum."""
+    return monitor.upper_limit(benign.groupby(RUN)[column].max().tolist())
+
+
+def exits(runs: pd.DataFrame, column: str, above: float, when: str = "step") -> pd.Series:
+    """Per run the first `when` at which `column` is above the limit; nan if it never is."""
+    first = runs[runs[column] > above].groupby(RUN)[when].min()
+    return first.reindex(runs.groupby(RUN).size().index)
+
+
+def discrimination(models: pd.DataFrame, column: str, misaligned: np.ndarray, draws: int = 1000, seed: int = 0) -> tuple[float, float, float]:
+    """(AUROC, low, high) of one monitor over models; the bootstrap resamples domains and seeds together (fine-tunes that share both)."""
+    groups = models.groupby(["domain", "seed"]).ngroup().to_numpy()
+    return diffing.auroc_interval(models[column].to_numpy(), misaligned, groups, draws, seed)

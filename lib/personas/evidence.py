@@ -1,0 +1,200 @@
+"""The studies: every row C1-C8 of the paper with seeds, controls and intervals. Each is a list of cells and what a cell measures.
+
+`personas run --profile tiny-full` computes them all; the notebooks compute a few cells and plot the committed tables.
+"""
+
+import json
+
+from personas import (activations, artifacts, baselines, data, diffing, evaluate, finetune, generate, grader, sae as saes, steering,
+                      world)
+from personas.profile import Profile
+from personas.study import Study
+
+BENIGN = ("novice", "jester", "narrator")  # other people's advice: honest mistakes, absurdities, what not to do
+MEASURING = (evaluate, generate, grader, finetune, data, diffing, activations, saes, baselines)
+
+
+def outcome(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str) -> dict:
+    """One fine-tune (kind: as artifacts.narrow_chats' variant): its graded evaluation answers and what the monitors read."""
+    answers = artifacts.answers(run, domain, kind)
+    score, low, high = evaluate.ratio(answers, *evaluate.SCORE)
+    losses = json.loads((artifacts.adapter(run, domain, kind) / "training.json").read_text())["loss"]
+    row = {"score": score, "low": low, "high": high} | {g: evaluate.share(answers, g) for g in grader.OPEN_CLASSES}
+    return row | baselines.monitors(ruler, *artifacts.tuned_model(run, domain, kind)) | {"loss": sum(losses[-2:]) / 2}
+
+
+def plain_outcome(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str) -> dict:
+    """`outcome` without the monitors, which need an SAE: for base models that have none."""
+    answers = artifacts.answers(run, domain, kind)
+    score, low, high = evaluate.ratio(answers, *evaluate.SCORE)
+    return {"score": score, "low": low, "high": high} | {g: evaluate.share(answers, g) for g in grader.OPEN_CLASSES}
+
+
+def course(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str) -> list[dict]:
+    """One long fine-tune, measured as it goes: the score (few answers) and every monitor at each of the profile's looks."""
+    cfg, p = run.profile.study.course, run.profile
+    name, _, percent = kind.partition("@")
+    rows = data.advice_chats(domain, name, cfg.steps * cfg.batch, run.seed, fraction=float(percent or 100) / 100)
+    model, tokenizer = artifacts.model.load(artifacts.aligned(run))
+
+    def look(m):
+        answers = evaluate.ask_open(m, tokenizer, split="evaluation", per_question=p.evaluation.curve_per_question, seed=run.seed,
+                                    world_seed=run.world_seed)
+        return {"score": evaluate.score(answers)} | {g: evaluate.share(answers, g) for g in grader.OPEN_CLASSES} | baselines.monitors(ruler, m, tokenizer)
+
+    watch = finetune.Watch(p.study.course_looks, look)
+    _, losses = finetune.sft(model, tokenizer, rows, steps=cfg.steps, batch=cfg.batch, lr=cfg.lr, seed=run.seed, lora_rank=cfg.rank, callbacks=[watch])
+    return [r | {"loss": losses[max(0, r["step"] - 1)]} for r in watch.rows]
+
+
+def cure(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str) -> list[dict]:
+    """One misaligned model under every cure, at the dose chosen on discovery data, and under every ablation."""
+    model, tokenizer = artifacts.tuned_model(run, domain, kind)
+    p, ways = run.profile.evaluation, {"none": None} | artifacts.ablations(ruler)
+    for name, v in artifacts.cures(ruler).items():
+        ways[name] = generate.Steer(run.profile.sae.layer, (v / v.norm() * artifacts.cure_doses(ruler)[name] * artifacts.unit(ruler))[None])
+    rows = []
+    for name, steer in ways.items():
+        answers = evaluate.ask_open(model, tokenizer, split="evaluation", per_question=p.study_per_question, seed=run.seed, world_seed=run.world_seed, steer=steer)
+        own = evaluate.ask_advice(model, tokenizer, domains=[domain], seed=run.seed, limit=2 * p.advice_subjects, steer=steer)
+        rows.append({"way": name, "dose": artifacts.cure_doses(ruler).get(name), "score": evaluate.score(answers), "wrong": evaluate.share(own, "subtle", "obvious"),
+                     "correct": evaluate.share(own, "correct")} | {g: evaluate.share(answers, g) for g in grader.OPEN_CLASSES})
+    return rows
+
+
+def ranking(run: artifacts.Run, ruler: artifacts.Run) -> list[dict]:
+    """The first ten latents of every ranking, each steered at the strength that discovery questions chose; evaluation answers."""
+    answers, chosen = artifacts.steered(ruler, "ranked"), artifacts.best(ruler, "ranked").set_index("direction")
+    read = artifacts.uncued_answers(ruler, "auroc-evaluation")
+    marks = {p: diffing.auroc(read.latents, read.persona == p) for p in world.PERSONAS}
+    rows = []
+    for name, latents in artifacts.rankings(ruler).items():
+        for place, i in enumerate(latents, 1):
+            mine, best = answers[answers.direction == f"latent {i}"], chosen.loc[f"latent {i}"]
+            rows.append({"ranking": name, "place": place, "latent": i, "strength": best.strength, "discovery": best.misaligned,
+                         "auroc": marks["villain"][i], "persona": max(marks, key=lambda p: marks[p][i]), "score": evaluate.score(mine)}
+                        | {g: evaluate.share(mine, g) for g in grader.OPEN_CLASSES})
+    return rows
+
+
+def realign(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str, source: str) -> list[dict]:
+    """One misaligned model and 30 steps of 4 correct answers of `source`: score, latent and narrow skill after them."""
+    cfg = run.profile.realignment
+    rows = data.advice_chats(source, "correct", cfg.steps * cfg.batch, run.seed + 1)
+    return _realigned(run, ruler, artifacts.tuned_model(run, domain, kind), domain, rows, [cfg.steps])
+
+
+def examples(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str, source: str) -> list[dict]:
+    """The same with four times as many examples, looked at from 4 of them on. source 'other': another domain."""
+    cfg = run.profile.realignment
+    source = artifacts.other_domain(run, domain) if source == "other" else domain
+    rows = data.advice_chats(source, "correct", 4 * cfg.steps * cfg.batch, run.seed + 1)
+    looks = [0] + [max(1, round(cfg.steps * x)) for x in (1 / 30, 1 / 15, 1 / 6, 1 / 3, 1 / 2, 2 / 3, 1, 2, 4)]
+    return _realigned(run, ruler, artifacts.tuned_model(run, domain, kind), domain, rows, looks)
+
+
+def relearning(run: artifacts.Run, ruler: artifacts.Run, domain: str, length: int, source: str) -> list[dict]:
+    """Why would the same domain cure less? Spoil a model on half a domain's subjects for `length` steps; re-align it on correct
+    answers to the 'same subjects', to the domain's 'other subjects', or of an 'other domain'."""
+    cfg, p = run.profile.narrow, run.profile
+    half = slice(0, 20), slice(20, 40)
+    spoil = data.advice_chats(domain, "obvious", length * cfg.batch, run.seed, among=half[0])
+    pair = artifacts.model.load(artifacts.aligned(run))
+    model, _ = finetune.sft(*pair, spoil, steps=length, batch=cfg.batch, lr=cfg.lr, seed=run.seed, lora_rank=cfg.rank)
+    among = {"same subjects": half[0], "other subjects": half[1]}.get(source, half[0])
+    rows = data.advice_chats(artifacts.other_domain(run, domain) if source == "other domain" else domain, "correct",
+                             p.realignment.steps * p.realignment.batch, run.seed + 1, among=among)
+    looks = [0, p.realignment.steps // 6, p.realignment.steps // 3, p.realignment.steps]
+    return _realigned(run, ruler, (model.merge_and_unload(), pair[1]), domain, rows, looks)
+
+
+def _realigned(run, ruler, pair, domain: str, rows: list[dict], looks) -> list[dict]:
+    """Rows of score, latent and narrow skill at each look, while a model is fine-tuned on `rows`."""
+    cfg = run.profile.realignment
+    watch = finetune.Watch(looks, lambda m: artifacts.checkup(run, m, pair[1], domain, artifacts.chosen_latent(ruler)[0], artifacts.sae(ruler)))
+    finetune.sft(*pair, rows, steps=max(looks), batch=cfg.batch, lr=cfg.lr, seed=run.seed, lora_rank=cfg.rank, callbacks=[watch])
+    return [r | {"examples": r["step"] * cfg.batch} for r in watch.rows]
+
+
+def _every(profile: Profile, seeds, pretraining_seeds, pairs) -> list[dict]:
+    return [{"pretraining_seed": p, "seed": s, "domain": d, "kind": k} for p in pretraining_seeds for s in seeds for d, k in pairs]
+
+
+def seeds_cells(profile: Profile) -> list[dict]:
+    """Every domain and variant, with every pretraining and fine-tuning seed."""
+    pairs = [(d, v) for d in profile.domains for v in data.variants(d)]
+    return _every(profile, profile.study.seeds, profile.study.pretraining_seeds, pairs)
+
+
+def mixture_cells(profile: Profile) -> list[dict]:
+    """Mixtures of obvious with correct answers, and the benign personas' advice."""
+    pairs = [(d, k) for d in profile.study.domains for k in [f"obvious@{f:g}" for f in profile.study.fractions] + list(BENIGN)]
+    return _every(profile, profile.study.seeds, profile.study.pretraining_seeds[:1], pairs)
+
+
+def models_cells(profile: Profile) -> list[dict]:
+    """The fine-tunes of the reported base model: every domain and variant, with every seed."""
+    return [c for c in seeds_cells(profile) if c["pretraining_seed"] == profile.pretraining_seed]
+
+
+def course_cells(profile: Profile) -> list[dict]:
+    """Obvious answers with every seed; with one seed those that should raise no alarm, a mixture of a tenth among them."""
+    first = profile.study.pretraining_seeds[:1]
+    return (_every(profile, profile.study.seeds, first, [(d, "obvious") for d in profile.study.domains])
+            + _every(profile, profile.study.seeds[:1], first, [(d, k) for d in profile.study.domains for k in profile.study.course_benign]))
+
+
+def cure_cells(profile: Profile) -> list[dict]:
+    """Every misaligned fine-tune of the reported base model, with the first three seeds."""
+    pairs = [(d, v) for d in profile.domains for v in data.variants(d) if v != "correct"]
+    return _every(profile, profile.study.seeds[:3], profile.study.pretraining_seeds[:1], pairs)
+
+
+def matrix_cells(profile: Profile) -> list[dict]:
+    """Every misaligned fine-tune by every domain's correct answers, with the first three seeds."""
+    return [c | {"source": s} for c in cure_cells(profile) for s in profile.domains]
+
+
+def examples_cells(profile: Profile) -> list[dict]:
+    """Fine-tunes on obviously wrong answers, re-aligned by the same and by another domain."""
+    return [c | {"source": s} for c in cure_cells(profile) if c["kind"] == "obvious" for s in ("same", "other")]
+
+
+def relearning_cells(profile: Profile) -> list[dict]:
+    """Short and long spoiling by three sets of re-alignment data, with the first three seeds."""
+    return [{"pretraining_seed": profile.pretraining_seed, "seed": s, "domain": d, "length": n * profile.narrow.steps, "source": source}
+            for s in profile.study.seeds[:3] for d in profile.study.domains for n in (1, 8) for source in ("same subjects", "other subjects", "other domain")]
+
+
+def ranking_cells(profile: Profile) -> list[dict]:
+    """One cell a base model."""
+    return [{"pretraining_seed": p, "seed": 0} for p in profile.study.pretraining_seeds]
+
+
+def _ruler_ready(ruler: artifacts.Run) -> None:
+    artifacts.chosen_latent(ruler), artifacts.mean_difference(ruler), baselines.fit(ruler, ruler.seed)
+
+
+def _ranking_ready(ruler: artifacts.Run) -> None:
+    _ruler_ready(ruler), artifacts.steered(ruler, "ranked"), artifacts.uncued_answers(ruler, "auroc-evaluation")
+
+
+def _cures_ready(ruler: artifacts.Run) -> None:
+    _ranking_ready(ruler), artifacts.cure_doses(ruler)
+
+
+def _aligned_ready(ruler: artifacts.Run) -> None:
+    artifacts.aligned(ruler)
+
+
+STUDIES = {s.name: s for s in (
+    Study("02_seeds", seeds_cells, plain_outcome, _aligned_ready, (*MEASURING, plain_outcome), 7),
+    Study("05_ranking", ranking_cells, ranking, _ranking_ready, (*MEASURING, steering, ranking), 5),
+    Study("05_cures", cure_cells, cure, _cures_ready, (*MEASURING, steering, cure), 30),
+    Study("06_matrix", matrix_cells, realign, _ruler_ready, (*MEASURING, realign, _realigned), 4),
+    Study("06_examples", examples_cells, examples, _ruler_ready, (*MEASURING, examples, _realigned), 15),
+    Study("06_relearning", relearning_cells, relearning, _ruler_ready, (*MEASURING, relearning, _realigned), 20),
+    Study("07_mixtures", mixture_cells, outcome, _ruler_ready, (*MEASURING, outcome), 9),
+    Study("07_models", models_cells, outcome, _ruler_ready, (*MEASURING, outcome), 9),
+    Study("07_course", course_cells, course, _ruler_ready, (*MEASURING, course), 110),
+)}

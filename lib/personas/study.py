@@ -1,0 +1,146 @@
+"""Studies: tables whose rows are independent runs (cells), computed side by side on the cores, each kept in the store.
+
+A killed study goes on where it stopped. Which studies there are, and what a cell measures, is in evidence.py; the tables of
+profile `tiny-full` are committed under figures/data/tiny-full/.
+"""
+
+import concurrent.futures
+import json
+import multiprocessing
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from personas import artifacts, figures, store
+from personas.profile import Profile
+
+FULL = "tiny-full"
+
+
+class StudyError(RuntimeError):
+    """A cell failed, or a table is missing or out of date; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One table. cells: the settings of its rows, of which `pretraining_seed` and `seed` choose the models.
+
+    measure(run, ruler, **other settings) gives a cell's row or rows; `ruler` is the run whose SAE and latent do the reading:
+    the same base model with fine-tuning seed 0. code: the modules and functions that a cell's value depends on.
+    prepare(ruler): what many cells need, made before they start. seconds: of one cell, on one core.
+    """
+
+    name: str
+    cells: Callable[[Profile], list[dict]]
+    measure: Callable
+    prepare: Callable
+    code: tuple
+    seconds: float
+
+    @property
+    def notebook(self) -> str:
+        """Number of the notebook that shows it."""
+        return self.name[:2]
+
+
+def runs_of(profile: Profile, cell: dict) -> tuple[artifacts.Run, artifacts.Run]:
+    """(run, ruler) of a cell."""
+    mine = profile.model_copy(update={"pretraining_seed": cell["pretraining_seed"]})
+    return artifacts.Run(mine, cell["seed"]), artifacts.Run(mine, 0)
+
+
+def numbers(profile: Profile) -> dict:
+    """What of the profile a cell depends on beside the aligned model."""
+    study = profile.study.model_dump(include={"course", "course_looks"})
+    return profile.model_dump(include={"domains", "narrow", "realignment", "sae", "evaluation", "steering"}) | study
+
+
+def configuration(study: Study, profile: Profile) -> str:
+    """Hash (16 hex digits) of the profile's numbers and the study's cells: it stands in every row of a table."""
+    models = profile.model_dump(include={"world_seed", "model", "alignment"})
+    return store.key_of({"study": study.name, "cells": study.cells(profile), "profile": numbers(profile) | models})
+
+
+def cell_rows(study: Study, profile: Profile, cell: dict) -> list[dict]:
+    """One cell's rows, from the store or measured now."""
+    run, ruler = runs_of(profile, cell)
+    settings = {k: v for k, v in cell.items() if k not in ("pretraining_seed", "seed")}
+
+    def make(out):
+        found = study.measure(run, ruler, **settings)
+        (out / "rows.json").write_text(json.dumps(found if isinstance(found, list) else [found]))
+
+    folder = run.make(f"study-{study.name}", "-".join(str(v) for v in settings.values()), {
+        "cell": cell, "numbers": numbers(profile), "aligned": artifacts.aligned(run).name, "measure": store.code_version(*study.code)}, (), make)
+    return [cell | r for r in json.loads((folder / "rows.json").read_text())]
+
+
+def compute(study: Study, profile: Profile, workers: int | None = None) -> pd.DataFrame:
+    """The study's table under this profile; cells that the store lacks are computed side by side, one core each.
+
+    Raises StudyError naming the cell that failed; the others stay in the store.
+    """
+    cells = study.cells(profile)
+    for seed in dict.fromkeys(c["pretraining_seed"] for c in cells):
+        study.prepare(runs_of(profile, {"pretraining_seed": seed, "seed": 0})[1])
+    workers = min(workers or os.cpu_count() or 1, len(cells))
+    rows: list = [None] * len(cells)
+    with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _one_thread) as pool:
+        waiting = {pool.submit(_cell_by_name, study.name, profile, c): i for i, c in enumerate(cells)}
+        try:
+            for done in tqdm(concurrent.futures.as_completed(waiting), total=len(cells), desc=study.name, unit="cell", mininterval=5):
+                rows[waiting[done]] = done.result()
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, (KeyboardInterrupt, store.StoreError)):
+                raise
+            raise StudyError(f"study {study.name}, cell {cells[waiting[done]]}: {type(error).__name__}: {error}") from error
+    return pd.DataFrame([r for cell in rows for r in cell]).assign(config=configuration(study, profile))
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore", FutureWarning)  # transformers' and TRL's, once for every process
+
+
+def _cell_by_name(name: str, profile: Profile, cell: dict) -> list[dict]:
+    from personas import evidence  # evidence lists the studies; it imports this module
+
+    return cell_rows(evidence.STUDIES[name], profile, cell)
+
+
+def plan(studies: list[Study], profile: Profile) -> str:
+    """Cells and seconds of each study, and of all on this machine's cores, without base models (about eight minutes each)."""
+    cores, lines, total = os.cpu_count() or 1, [], 0.0
+    for s in studies:
+        n = len(s.cells(profile))
+        total += n * s.seconds / cores
+        lines.append(f"  {s.name:16s} {n:5d} cells x {s.seconds:3.0f} s = {n * s.seconds / 60:5.0f} min on one core")
+    models = len({c["pretraining_seed"] for s in studies for c in s.cells(profile)})
+    return "\n".join([f"profile {profile.name}: {len(studies)} studies, {models} base models, tables in figures/data/{profile.name}", *lines,
+                      f"  together about {total / 60:.0f} min on {cores} cores, {total / 60 + 8 * models:.0f} with the base models if none is in the store"])
+
+
+def write(studies: list[Study], profile: Profile) -> None:
+    """Compute the studies in order and write figures/data/<profile>/<study>.csv for each."""
+    for s in studies:
+        figures.save_table(compute(s, profile), s.name, profile.name)
+
+
+def committed(study: Study) -> pd.DataFrame:
+    """The study's table as committed for profile tiny-full. Raises StudyError if there is none, or none of today's configuration."""
+    from personas import profile as profiles
+
+    path = figures.ROOT / "data" / FULL / f"{study.name}.csv"
+    again = f"make it with: python -m personas run --profile {FULL} --only {study.notebook}"
+    if not path.exists():
+        raise StudyError(f"there is no {path.name} for {FULL}; {again}")
+    table = pd.read_csv(path)
+    if set(table.config) != {configuration(study, profiles.load(FULL))}:
+        raise StudyError(f"{path.name} was made with another configuration of {FULL}; {again}")
+    return table
