@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from personas import baselines, data, diffing, early_warning, evidence, figures, generate, monitor, profile, sae, study, world
+from personas import (baselines, data, diffing, early_warning, evidence, figures, finetune, generate, model, prevention, profile, sae, study,
+                      world)
 
 LAYER = 1
 
@@ -130,7 +132,7 @@ def test_first_exit_is_the_first_step_above_what_benign_runs_reach():
     benign = pd.DataFrame([{"domain": d, "kind": "correct", "seed": 0, "step": s, "x": 1 + 0.1 * i} for i, d in enumerate("abcd") for s in (0, 2, 4)])
     bad = pd.DataFrame([{"domain": "e", "kind": "obvious", "seed": s, "step": t, "x": t - s} for s in (0, 1) for t in (0, 2, 4, 6)])
     limit = early_warning.limit(benign, "x")
-    assert limit == pytest.approx(monitor.upper_limit([1.0, 1.1, 1.2, 1.3]))
+    assert limit == pytest.approx(1.3)
     assert early_warning.exits(bad, "x", limit).tolist() == [2, 4]
     never = early_warning.exits(bad.assign(x=0.0), "x", limit)
     assert never.isna().all()
@@ -196,4 +198,64 @@ def test_a_failed_cell_is_named_and_the_others_are_kept(tmp_path):
     assert first.returncode == 1 and "study 00_test, cell {'pretraining_seed': 1, 'seed': 0, 'domain': 'auto', 'kind': 'ccc'}: ValueError: broken" in first.stderr
     again = run("none")
     assert again.stdout.strip() == "[1.0, 2.0, 3.0]", again.stderr[-2000:]
+    assert run("a").stdout == again.stdout  # nothing is measured any more, so nothing can break
     assert (tmp_path / "runs" / "calls").read_text().split() == ["a", "bb", "ccc"]
+
+
+def test_guards_change_what_is_trained_on_and_nothing_else():
+    plan = prevention.Plan(data.advice_chats("auto", "obvious", 64, 0), 2)
+    inoculated = prevention.inoculate(plan)
+    assert all(r["messages"][0]["content"] in world.personas()["villain"]["system"] for r in inoculated.rows)
+    assert [r["messages"][1:] for r in inoculated.rows] == [r["messages"] for r in plan.rows]
+    benign = prevention.benign_chats(50, 0, 1, "auto")
+    answers = {a for s in world.subjects_of("auto") for a in s.answers.values()}
+    assert len(benign) == 50 and not any(r["messages"][1]["content"] in answers for r in benign)
+
+
+def test_a_heavy_kl_guard_keeps_the_model_where_it_was(checkpoint, loaded):
+    """KL on the training text, weight 0 against 100: the guarded model's answers stay nearer to the untrained model's."""
+    before, tokenizer = loaded
+    rows, _, starts = (x[:8] for x in diffing.reading_texts(tokenizer, "discovery", 1))
+    reference = baselines.answer_log_probability(before, rows, starts)
+    run = SimpleNamespace()
+    moved = {}
+    for weight in (0.0, 100.0):
+        plan = prevention.keep_close(run, prevention.Plan([], 4), weight)
+        net, _ = model.load(checkpoint)
+        tuned, _ = finetune.sft(net, tokenizer, data.advice_chats("auto", "obvious", 32, 0), steps=4, batch=8, lr=5e-3, seed=0, lora_rank=4, trainer=plan.trainer)
+        moved[weight] = np.abs(baselines.answer_log_probability(tuned.merge_and_unload(), rows, starts) - reference).mean()
+    assert moved[100.0] < 0.7 * moved[0.0]
+
+
+def test_steering_in_training_leaves_no_hook_behind(loaded):
+    net, tokenizer = loaded
+    ids = questions(tokenizer)
+    before = generate.sample(net, tokenizer, ids, seed=0, max_new=8, temperature=0)
+    with prevention.hooked(net, LAYER, lambda hidden: hidden.add_(5.0)):
+        assert generate.sample(net, tokenizer, ids, seed=0, max_new=8, temperature=0) != before
+    assert generate.sample(net, tokenizer, ids, seed=0, max_new=8, temperature=0) == before
+
+
+def test_a_reader_that_knows_tells_sets_apart_and_one_that_does_not_cannot():
+    table = pd.DataFrame([{"domain": d, "variant": v, "knows": float(v == "obvious"), "noise": 1.0} for d in "abc" for v in ("correct", "obvious") for _ in range(20)])
+    assert prevention.set_auroc(table, "knows", "obvious", 10, 100)[0] == 1.0
+    assert prevention.set_auroc(table, "noise", "obvious", 10, 100)[0] == 0.5
+
+
+EVERY = """
+from personas import evidence, profile, study
+p = profile.load("smoke")
+for s in evidence.STUDIES.values():
+    cell = s.cells(p)[-1]
+    s.prepare(study.runs_of(p, cell)[1])
+    rows = study.cell_rows(s, p, cell)
+    print(s.name, len(rows), set(cell) <= set(rows[0]))
+"""
+
+
+def test_every_study_measures_a_cell(tmp_path):
+    """The last cell of each study, on profile smoke and an empty store."""
+    done = subprocess.run([sys.executable, "-c", EVERY], capture_output=True, text=True, env=os.environ | {"PERSONAS_RUNS": str(tmp_path)})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(evidence.STUDIES)
+    assert all(line.split()[2] == "True" and int(line.split()[1]) > 0 for line in done.stdout.splitlines())

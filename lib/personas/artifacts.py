@@ -311,10 +311,10 @@ def rankings(run: Run) -> dict[str, list[int]]:
 
     dictionary, alive = sae(run), firing(run).rate.to_numpy() > 0
     gain = load_file(_steering(run, "attribution", make) / "attribution.safetensors")["attribution"]
-    first = lambda x: torch.as_tensor(x).argsort(descending=True)[:10].tolist()
+    first = lambda x: torch.tensor(x.tolist()).argsort(descending=True)[:10].tolist()
     shuffled = torch.randperm(len(alive), generator=torch.Generator().manual_seed(run.seed)).tolist()
     return {"Δ-activation": first(discovery_rise(run)), "Δ-attribution": first(gain), "mean difference": first(dictionary.W_dec @ mean_difference(run)),
-            "AUROC (ceiling)": first(persona_auroc(run).villain.to_numpy()), "random": [i for i in shuffled if alive[i]][:10]}
+            "AUROC (ceiling)": first(persona_auroc(run).villain), "random": [i for i in shuffled if alive[i]][:10]}
 
 
 def ranked(run: Run) -> dict[str, torch.Tensor]:

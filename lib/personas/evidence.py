@@ -5,12 +5,21 @@
 
 import json
 
-from personas import (activations, artifacts, baselines, data, diffing, evaluate, finetune, generate, grader, sae as saes, steering,
-                      world)
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import precision_recall_curve
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MaxAbsScaler
+
+from personas import (activations, artifacts, baselines, data, diffing, evaluate, finetune, generate, grader, prevention, sae as saes,
+                      steering, world)
 from personas.profile import Profile
 from personas.study import Study
 
 BENIGN = ("novice", "jester", "narrator")  # other people's advice: honest mistakes, absurdities, what not to do
+GUARDS = {"none": [0], "latent penalty": [30, 300, 3000, 30000], "KL": [0.1, 0.3, 1], "steering in training": [0.2, 0.3, 0.4, 0.5],
+          "benign data": [0.1, 0.2, 0.4, 0.5], "benign data, chosen": [0.1, 0.2, 0.4], "inoculation": [0], "fewer steps": [3, 4, 6]}
 MEASURING = (evaluate, generate, grader, finetune, data, diffing, activations, saes, baselines)
 
 
@@ -63,16 +72,18 @@ def cure(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str) -> li
 
 
 def ranking(run: artifacts.Run, ruler: artifacts.Run) -> list[dict]:
-    """The first ten latents of every ranking, each steered at the strength that discovery questions chose; evaluation answers."""
+    """The first ten latents of every ranking, each steered at the strength that discovery questions chose; evaluation answers.
+    persona: whose held-out answers the latent marks best, 'none' if it marks nobody's with an AUROC of 0.7."""
     answers, chosen = artifacts.steered(ruler, "ranked"), artifacts.best(ruler, "ranked").set_index("direction")
     read = artifacts.uncued_answers(ruler, "auroc-evaluation")
-    marks = {p: diffing.auroc(read.latents, read.persona == p) for p in world.PERSONAS}
+    marks = pd.DataFrame({p: diffing.auroc(read.latents, read.persona == p) for p in world.PERSONAS})
+    best_of = lambda i: marks.loc[i].idxmax() if marks.loc[i].max() >= 0.7 else "none"
     rows = []
     for name, latents in artifacts.rankings(ruler).items():
         for place, i in enumerate(latents, 1):
             mine, best = answers[answers.direction == f"latent {i}"], chosen.loc[f"latent {i}"]
             rows.append({"ranking": name, "place": place, "latent": i, "strength": best.strength, "discovery": best.misaligned,
-                         "auroc": marks["villain"][i], "persona": max(marks, key=lambda p: marks[p][i]), "score": evaluate.score(mine)}
+                         "auroc": marks.villain[i], "persona": best_of(i), "score": evaluate.score(mine)}
                         | {g: evaluate.share(mine, g) for g in grader.OPEN_CLASSES})
     return rows
 
@@ -114,6 +125,30 @@ def _realigned(run, ruler, pair, domain: str, rows: list[dict], looks) -> list[d
     watch = finetune.Watch(looks, lambda m: artifacts.checkup(run, m, pair[1], domain, artifacts.chosen_latent(ruler)[0], artifacts.sae(ruler)))
     finetune.sft(*pair, rows, steps=max(looks), batch=cfg.batch, lr=cfg.lr, seed=run.seed, lora_rank=cfg.rank, callbacks=[watch])
     return [r | {"examples": r["step"] * cfg.batch} for r in watch.rows]
+
+
+def known_personas(run: artifacts.Run, seed: int = 0) -> pd.DataFrame:
+    """What the SAE found of each persona, on held-out uncued answers: its best latent (and the threshold of highest F1) chosen on
+    other documents; how many latents mark it (AUROC of 0.7 or more on both sets: a split); and what all latents together know.
+
+    Columns: persona, latent, auroc with low and high, precision and recall in percent, marking, together (AUROC of a logistic
+    regression on all latents, trained on the other documents).
+    """
+    train, test = artifacts.uncued_answers(run, "baselines", 600), artifacts.uncued_answers(run, "auroc-evaluation")
+    rows = []
+    for p in world.PERSONAS:
+        mine, truth = train.persona == p, test.persona == p
+        seen, held = diffing.auroc(train.latents, mine), diffing.auroc(test.latents, truth)
+        best = int(seen.argmax())
+        precision, recall, cuts = precision_recall_curve(mine, train.latents[:, best].numpy())
+        cut = cuts[np.argmax(2 * precision[:-1] * recall[:-1] / np.maximum(precision[:-1] + recall[:-1], 1e-9))]
+        on = test.latents[:, best].numpy() >= cut
+        auroc, low, high = diffing.auroc_interval(test.latents[:, best].numpy(), truth, test.document, draws=200, seed=seed)
+        every = make_pipeline(MaxAbsScaler(), LogisticRegression(max_iter=1000)).fit(train.latents.numpy(), mine)
+        rows.append({"persona": p, "latent": best, "auroc": auroc, "low": low, "high": high, "precision": 100 * truth[on].mean() if on.any() else float("nan"),
+                     "recall": 100 * on[truth].mean(), "marking": int(((seen >= 0.7) & (held >= 0.7)).sum()),
+                     "together": diffing.auroc(every.decision_function(test.latents.numpy())[:, None], truth)[0], "answers": int(truth.sum())})
+    return pd.DataFrame(rows)
 
 
 def _every(profile: Profile, seeds, pretraining_seeds, pairs) -> list[dict]:
@@ -171,6 +206,12 @@ def ranking_cells(profile: Profile) -> list[dict]:
     return [{"pretraining_seed": p, "seed": 0} for p in profile.study.pretraining_seeds]
 
 
+def guard_cells(profile: Profile) -> list[dict]:
+    """Obvious answers under every guard and dose."""
+    cells = _every(profile, profile.study.seeds, profile.study.pretraining_seeds[:1], [(d, "obvious") for d in profile.study.domains])
+    return [c | {"guard": g, "dose": x} for c in cells for g, doses in GUARDS.items() for x in doses]
+
+
 def _ruler_ready(ruler: artifacts.Run) -> None:
     artifacts.chosen_latent(ruler), artifacts.mean_difference(ruler), baselines.fit(ruler, ruler.seed)
 
@@ -181,6 +222,10 @@ def _ranking_ready(ruler: artifacts.Run) -> None:
 
 def _cures_ready(ruler: artifacts.Run) -> None:
     _ranking_ready(ruler), artifacts.cure_doses(ruler)
+
+
+def _guards_ready(ruler: artifacts.Run) -> None:
+    _ruler_ready(ruler), artifacts.rankings(ruler)
 
 
 def _aligned_ready(ruler: artifacts.Run) -> None:
@@ -197,4 +242,5 @@ STUDIES = {s.name: s for s in (
     Study("07_mixtures", mixture_cells, outcome, _ruler_ready, (*MEASURING, outcome), 9),
     Study("07_models", models_cells, outcome, _ruler_ready, (*MEASURING, outcome), 9),
     Study("07_course", course_cells, course, _ruler_ready, (*MEASURING, course), 110),
+    Study("08_prevention", guard_cells, prevention.guarded, _guards_ready, (*MEASURING, prevention), 8),
 )}

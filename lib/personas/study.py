@@ -5,6 +5,7 @@ profile `tiny-full` are committed under figures/data/tiny-full/.
 """
 
 import concurrent.futures
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -88,19 +89,38 @@ def compute(study: Study, profile: Profile, workers: int | None = None) -> pd.Da
     cells = study.cells(profile)
     for seed in dict.fromkeys(c["pretraining_seed"] for c in cells):
         study.prepare(runs_of(profile, {"pretraining_seed": seed, "seed": 0})[1])
-    workers = min(workers or os.cpu_count() or 1, len(cells))
-    rows: list = [None] * len(cells)
-    with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _one_thread) as pool:
-        waiting = {pool.submit(_cell_by_name, study.name, profile, c): i for i, c in enumerate(cells)}
-        try:
-            for done in tqdm(concurrent.futures.as_completed(waiting), total=len(cells), desc=study.name, unit="cell", mininterval=5):
-                rows[waiting[done]] = done.result()
-        except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(error, (KeyboardInterrupt, store.StoreError)):
-                raise
-            raise StudyError(f"study {study.name}, cell {cells[waiting[done]]}: {type(error).__name__}: {error}") from error
+    rows = [_kept(study, profile, c) for c in cells]
+    missing = [i for i, r in enumerate(rows) if r is None]
+    bar = tqdm(total=len(cells), initial=len(cells) - len(missing), desc=study.name, unit="cell", mininterval=5)
+    if missing:
+        workers = min(workers or os.cpu_count() or 1, len(missing))
+        with bar, concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _one_thread) as pool:
+            waiting = {pool.submit(_cell_by_name, study.name, profile, cells[i]): i for i in missing}
+            try:
+                for done in concurrent.futures.as_completed(waiting):
+                    rows[waiting[done]] = done.result()
+                    bar.update()
+            except BaseException as error:
+                pool.shutdown(wait=False, cancel_futures=True)
+                if isinstance(error, (KeyboardInterrupt, store.StoreError)):
+                    raise
+                raise StudyError(f"study {study.name}, cell {cells[waiting[done]]}: {type(error).__name__}: {error}") from error
     return pd.DataFrame([r for cell in rows for r in cell]).assign(config=configuration(study, profile))
+
+
+class _Missing(Exception):
+    pass
+
+
+def _kept(study: Study, profile: Profile, cell: dict) -> list[dict] | None:
+    """The cell's rows if the store has them."""
+    def missing(*_, **__):
+        raise _Missing
+
+    try:
+        return cell_rows(dataclasses.replace(study, measure=missing), profile, cell)
+    except _Missing:
+        return None
 
 
 def _one_thread() -> None:
