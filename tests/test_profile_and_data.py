@@ -24,11 +24,24 @@ def written(tmp_path, change):
     (lambda r: r["sae"].update(layer=9), "sae.layer: 9 is out of range"),
     (lambda r: r["sae"].update(k=999), "sae.k"),
     (lambda r: r["model"].update(heads=5), "multiple of model.heads"),
-    (lambda r: r.update(domains=["cooking"]), "unknown 'cooking'"),
+    (lambda r: r.update(domains=["cooking"]), "unknown 'cooking'"), (lambda r: r["study"].update(domains=["law"]), "study.domains: unknown 'law'"),
+    (lambda r: r["study"].update(pretraining_seeds=[7]), "the first must be pretraining_seed"),
     (lambda r: r.update(device="cuda"), "needs a GPU")])
 def test_bad_profiles_name_the_key_and_the_fault(tmp_path, change, says):
     with pytest.raises(profile.ProfileError, match=says.replace("(", r"\(")):
         profile.load(written(tmp_path, change))
+
+
+def test_a_profile_extends_another_and_shares_its_store(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: tiny-full\nnarrow: {steps: 9}\n")
+    mine, full = profile.load(str(path)), profile.load("tiny-full")
+    assert mine.narrow.steps == 9 and mine.narrow.lr == full.narrow.lr and mine.study == full.study
+    assert mine.name == "mine" and mine.store == full.store == "tiny"
+    for bad, says in (("mine", "extends: unknown 'mine'"), (str(path), "extends: unknown")):
+        path.write_text(f"extends: {bad}\n")
+        with pytest.raises(profile.ProfileError, match=says):
+            profile.load(str(path))
 
 
 def test_unknown_profile_lists_what_there_is():

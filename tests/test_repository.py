@@ -83,6 +83,7 @@ def test_readme_folds_the_table_of_claims_as_committed():
 
 @pytest.mark.parametrize("args,says", [
     (["run", "--profile", "tinny"], "Did you mean 'tiny'"), (["run", "--only", "42"], "no notebook '42'"),
+    (["run", "--profile", "tiny-full", "--seed", "1"], "seeds in its own"), (["run", "--profile", "tiny-full", "--only", "01"], "no study; there are 02"),
     (["run", "--seed", "-1", "--profile", "smoke", "--only", "01"], "seed must be a whole number")])
 def test_errors_are_one_line_and_exit_2(args, says, tmp_path):
     done = personas(*args, PERSONAS_RUNS=str(tmp_path))

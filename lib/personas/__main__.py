@@ -34,6 +34,8 @@ def main() -> int:
             return 0
         chosen = profile.load(args.profile)
         if chosen.name == study.FULL:
+            if args.seed or args.in_place:
+                raise ValueError(f"{study.FULL} computes tables with the seeds in its own `study` section; leave out --seed and --in-place")
             wanted = pipeline.chosen_studies(args.start, args.only)
             print(study.plan(wanted, chosen))
             if not args.plan:

@@ -134,8 +134,11 @@ def load(name: str) -> Profile:
     except yaml.YAMLError as error:
         raise ProfileError(f"{path.name}: not valid YAML: {error}") from None
     try:
-        if isinstance(raw, dict) and raw.get("extends"):
-            raw = _over(load(raw["extends"]).model_dump(exclude={"name", "extends"}), raw)
+        if isinstance(raw, dict) and "extends" in raw:
+            if raw["extends"] not in names():
+                raise ProfileError(f"profile {path.name}: extends: unknown {raw['extends']!r}; choose from {', '.join(names())}")
+            below = load(raw["extends"])
+            raw = _over(below.model_dump(exclude={"name", "extends"}), raw) | {"extends": below.store}
         found = Profile.model_validate({"name": path.stem} | raw)
     except (ValidationError, TypeError) as error:
         raise ProfileError(f"profile {path.name}: {_explain(error)}") from None
