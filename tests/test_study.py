@@ -1,8 +1,10 @@
 """Ablations, attribution and monitors against plain counterparts; studies that go on where they stopped."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -189,17 +191,42 @@ if __name__ == "__main__":
 """
 
 
-def test_a_failed_cell_is_named_and_the_others_are_kept(tmp_path):
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A store that holds the smoke profile's aligned model."""
+    folder = tmp_path_factory.mktemp("runs")
+    make = "from personas import artifacts; artifacts.aligned(artifacts.open_run('smoke'))"
+    subprocess.run([sys.executable, "-c", make], env=os.environ | {"PERSONAS_RUNS": str(folder)}, capture_output=True, check=True)
+    return folder
+
+
+def test_killing_a_study_ends_its_workers(tmp_path, runs):
+    """SIGKILL while a cell is being measured: no process of the pool outlives it."""
+    slow = COUNTED.replace('if kind == sys.argv[1]:', 'print("pid", os.getpid(), flush=True); time.sleep(60)\n    if kind == sys.argv[1]:').replace("import sys\n", "import os, sys, time\n")
+    (tmp_path / "slow.py").write_text(slow)
+    running = subprocess.Popen([sys.executable, str(tmp_path / "slow.py"), "none"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | {"PERSONAS_RUNS": str(runs)})
+    worker = int(running.stdout.readline().split()[1])
+    running.kill()
+    running.wait()
+    for _ in range(100):
+        if not os.path.exists(f"/proc/{worker}"):
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker lives on")
+
+
+def test_a_failed_cell_is_named_and_the_others_are_kept(tmp_path, runs):
     """A real pool of processes, a cell that fails, then the same study again: only the failed cell is measured anew."""
     (tmp_path / "counted.py").write_text(COUNTED)
-    env = os.environ | {"PERSONAS_RUNS": str(tmp_path / "runs")}
+    env = os.environ | {"PERSONAS_RUNS": str(runs)}
     run = lambda broken: subprocess.run([sys.executable, str(tmp_path / "counted.py"), broken], capture_output=True, text=True, env=env)
     first = run("ccc")
     assert first.returncode == 1 and "study 00_test, cell {'pretraining_seed': 1, 'seed': 0, 'domain': 'auto', 'kind': 'ccc'}: ValueError: broken" in first.stderr
     again = run("none")
     assert again.stdout.strip() == "[1.0, 2.0, 3.0]", again.stderr[-2000:]
     assert run("a").stdout == again.stdout  # nothing is measured any more, so nothing can break
-    assert (tmp_path / "runs" / "calls").read_text().split() == ["a", "bb", "ccc"]
+    assert (runs / "calls").read_text().split() == ["a", "bb", "ccc"]
 
 
 def test_guards_change_what_is_trained_on_and_nothing_else():
@@ -253,9 +280,9 @@ for s in evidence.STUDIES.values():
 """
 
 
-def test_every_study_measures_a_cell(tmp_path):
-    """The last cell of each study, on profile smoke and an empty store."""
-    done = subprocess.run([sys.executable, "-c", EVERY], capture_output=True, text=True, env=os.environ | {"PERSONAS_RUNS": str(tmp_path)})
+def test_every_study_measures_a_cell(runs):
+    """The last cell of each study, on profile smoke."""
+    done = subprocess.run([sys.executable, "-c", EVERY], capture_output=True, text=True, env=os.environ | {"PERSONAS_RUNS": str(runs)})
     assert done.returncode == 0, done.stderr[-3000:]
     assert [line.split()[0] for line in done.stdout.splitlines()] == list(evidence.STUDIES)
     assert all(line.split()[2] == "True" and int(line.split()[1]) > 0 for line in done.stdout.splitlines())

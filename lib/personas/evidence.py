@@ -231,11 +231,11 @@ def _guards_ready(ruler: artifacts.Run) -> None:
 def _aligned_ready(ruler: artifacts.Run) -> None:
     artifacts.aligned(ruler)
 
-
+CHOICES = (artifacts.rankings, artifacts.controls, artifacts.cures, artifacts.cure_doses, artifacts.ablations)
 STUDIES = {s.name: s for s in (
     Study("02_seeds", seeds_cells, plain_outcome, _aligned_ready, (*MEASURING, plain_outcome), 7),
-    Study("05_ranking", ranking_cells, ranking, _ranking_ready, (*MEASURING, steering, ranking), 5),
-    Study("05_cures", cure_cells, cure, _cures_ready, (*MEASURING, steering, cure), 30),
+    Study("05_ranking", ranking_cells, ranking, _ranking_ready, (*MEASURING, steering, ranking, *CHOICES), 5),
+    Study("05_cures", cure_cells, cure, _cures_ready, (*MEASURING, steering, cure, *CHOICES), 20),
     Study("06_matrix", matrix_cells, realign, _ruler_ready, (*MEASURING, realign, _realigned), 4),
     Study("06_examples", examples_cells, examples, _ruler_ready, (*MEASURING, examples, _realigned), 15),
     Study("06_relearning", relearning_cells, relearning, _ruler_ready, (*MEASURING, relearning, _realigned), 20),

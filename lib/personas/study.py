@@ -9,6 +9,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -124,6 +125,12 @@ def _kept(study: Study, profile: Profile, cell: dict) -> list[dict] | None:
 
 
 def _one_thread() -> None:
+    """A worker's start: one core, and an end with its parent, however that ends (a killed pool's workers would wait for ever)."""
+    def follow():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", FutureWarning)  # transformers' and TRL's, once for every process
 
