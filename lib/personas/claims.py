@@ -58,16 +58,27 @@ def table(rows: list[dict]) -> pd.DataFrame:
         "target": f"{'≥' if r['target']['op'] == '>=' else '≤'} {r['target']['value']:g}", "holds": r["holds"]} for r in rows])
 
 
+RIVALS = ("mean_difference", "probe", "log-probability", "loss", "surprise", "words")
+FOLDED = {"persona": "<persona>", "cure": "<way>", "prevent": "<guard>"}  # families of which the README gives the range
+
+
+def _family(id: str) -> str:
+    """The id with what varies within its family replaced: domains, variants of suppression, personas, ways, guards, rival monitors."""
+    parts = ["<domain>" if p in world.DOMAINS else "<rival>" if p in RIVALS else p for p in id.split(".")]
+    if parts[0] in FOLDED:
+        parts[1] = FOLDED[parts[0]]
+    return ".".join(parts).replace("suppress.subtle", "suppress").replace("suppress.obvious", "suppress")
+
+
 def markdown(rows: list[dict]) -> str:
-    """The README's table: one line per family of claims (domains and variants folded), with the range measured."""
+    """The README's table: one line per family of claims (see _family), with the range measured."""
     families: dict = {}
     for r in rows:
-        parts = ["<domain>" if p in world.DOMAINS else p for p in r["id"].split(".")]
-        name = ".".join(parts).replace("suppress.subtle", "suppress").replace("suppress.obvious", "suppress")
-        families.setdefault((name, r["target"]["op"], r["target"]["value"]), []).append(r)
+        families.setdefault((_family(r["id"]), r["target"]["op"], r["target"]["value"]), []).append(r)
     lines = ["| claim | paper | target | measured | holds |", "|---|---|---|---|---|"]
     for (name, op, value), group in families.items():
         digits = 2 if "auroc" in name else 1
+        paper = group[0]["paper"] if len({r["paper"] for r in group}) == 1 else "–"
         known = [r["measured"] for r in group if not math.isnan(r["measured"])]
         if len(group) == 1:
             r = group[0]
@@ -76,5 +87,5 @@ def markdown(rows: list[dict]) -> str:
             measured = f"{min(known):.{digits}f} to {max(known):.{digits}f}, median {statistics.median(known):.{digits}f} (of {len(group)})"
             counts = {h: sum(r["holds"] == h for r in group) for h in ("yes", "unclear", "no")}
             holds = ", ".join(f"{n} {h}" for h, n in counts.items() if n)
-        lines.append(f"| `{name}` | {group[0]['paper']} | {'≥' if op == '>=' else '≤'} {value:g} | {measured} | {holds} |")
+        lines.append(f"| `{name}` | {paper} | {'≥' if op == '>=' else '≤'} {value:g} | {measured} | {holds} |")
     return "\n".join(lines)
