@@ -1,6 +1,7 @@
 """Ablations, attribution and monitors against plain counterparts; studies that go on where they stopped."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from personas import (baselines, data, diffing, early_warning, evidence, figures, finetune, generate, model, prevention, profile, sae, study,
+from personas import (activations, artifacts, baselines, data, diffing, early_warning, evidence, figures, finetune, generate, model, prevention, profile, sae, study,
                       world)
 
 LAYER = 1
@@ -146,7 +147,10 @@ def test_t_interval_covers_the_mean_of_seeds_as_often_as_it_says():
     assert 0.93 < np.mean(hits) < 0.97
 
 
-@pytest.mark.parametrize("name", [p.stem for p in (figures.ROOT / "data" / study.FULL).glob("*.csv")])
+COMMITTED = ("02_seeds", "05_cures", "07_mixtures", "07_models", "07_course")
+
+
+@pytest.mark.parametrize("name", COMMITTED)
 def test_committed_tables_are_of_todays_configuration_and_whole(name):
     table, cells = study.committed(evidence.STUDIES[name]), evidence.STUDIES[name].cells(profile.load(study.FULL))
     keys = list(cells[0])
@@ -261,6 +265,136 @@ def test_steering_in_training_leaves_no_hook_behind(loaded):
     with prevention.hooked(net, LAYER, lambda hidden: hidden.add_(5.0)):
         assert generate.sample(net, tokenizer, ids, seed=0, max_new=8, temperature=0) != before
     assert generate.sample(net, tokenizer, ids, seed=0, max_new=8, temperature=0) == before
+
+
+@pytest.fixture
+def ruler(loaded, monkeypatch):
+    """A run whose SAE, unit, rankings and chosen latent are small and known."""
+    net, _ = loaded
+    reader = small_sae(net.config.hidden_size)
+    for name, value in {"sae": reader, "unit": 2.0, "rankings": {"Δ-activation": [0, 1, 2]}, "chosen_latent": (3, 0.4)}.items():
+        monkeypatch.setattr(artifacts, name, lambda *_, value=value: value)
+    return SimpleNamespace(profile=SimpleNamespace(sae=SimpleNamespace(layer=LAYER)), world_seed=1, seed=0)
+
+
+def test_steering_in_training_adds_exactly_the_latents_direction(loaded, ruler):
+    net, tokenizer = loaded
+    ids, seen = torch.tensor(questions(tokenizer, 1)), []
+    plan = prevention.steer_in_training(ruler, prevention.Plan([], 1), 0.5)
+    with torch.inference_mode():
+        before = net(ids, output_hidden_states=True).hidden_states[LAYER + 1]
+        with plan.hooks(net), prevention.hooked(net, LAYER, lambda hidden: seen.append(hidden.clone())):
+            net(ids)
+    torch.testing.assert_close(seen[0] - before, (artifacts.sae(ruler).W_dec[3] * 0.5 * 2.0).expand_as(before), atol=1e-5, rtol=1e-4)
+
+
+def test_a_hook_leaves_the_rest_of_a_blocks_output_alone(ruler):
+    """Some models' blocks give a tuple: what the hook returns may not replace it."""
+    class Block(torch.nn.Module):
+        def forward(self, x):
+            return x, "cache"
+
+    net = torch.nn.Module()
+    net.model = torch.nn.Module()
+    net.model.layers = torch.nn.ModuleList([Block(), Block()])
+    with prevention.hooked(net, 1, lambda hidden: hidden.add_(1)):
+        out = net.model.layers[1](torch.zeros(1, 2, 3))
+    assert out[1] == "cache" and out[0].eq(1).all()
+
+
+def test_the_latent_penalty_keeps_latents_down(checkpoint, loaded, ruler):
+    """Fine-tuned on the same answers, with weight 0 and with a heavy one: the penalised latents rise less, by our own reading."""
+    _, tokenizer = loaded
+    rows, _, starts = (x[:8] for x in diffing.reading_texts(tokenizer, "discovery", 1))
+    chats = data.advice_chats("auto", "obvious", 32, 0)
+    own = [generate.prompts(tokenizer, [c["messages"][0]["content"]])[0] + tokenizer(c["messages"][1]["content"], add_special_tokens=False)["input_ids"] for c in chats]
+    reader = artifacts.sae(ruler)
+
+    def excess(net):
+        before, after = ([((h - reader.b_dec) @ reader.W_enc[:, :3] + reader.b_enc[:3]).relu() for h in activations.residual(m, own, LAYER)] for m in (loaded[0], net))
+        return torch.cat([(a - b).relu().square().sum(-1) for a, b in zip(after, before)]).mean().item()
+
+    found = {}
+    for weight in (0.0, 1e4):
+        plan = prevention.penalise(ruler, prevention.Plan(chats, 4), weight)
+        net, _ = model.load(checkpoint)
+        tuned, _ = finetune.sft(net, tokenizer, chats, steps=4, batch=8, lr=5e-3, seed=0, lora_rank=4, trainer=plan.trainer)
+        found[weight] = excess(tuned.merge_and_unload())
+    assert 0 < found[1e4] < 0.5 * found[0.0]
+
+
+def test_interleaving_gives_the_share_that_was_asked_for_and_another_set_with_another_seed(ruler):
+    plan = prevention.Plan(data.advice_chats("auto", "obvious", 60, 0), 8)
+    mixed = [prevention.interleave(ruler, plan, 0.4, "auto", False, seed) for seed in (0, 0, 1)]
+    texts = [[r["messages"][-1]["content"] for r in m.rows] for m in mixed]
+    assert len(texts[0]) == 100 and mixed[0].steps == round(8 * 100 / 60)
+    assert sorted(r["messages"][1]["content"] for r in plan.rows) == sorted(t for t in texts[0] if t in {r["messages"][1]["content"] for r in plan.rows})
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_monitors_read_the_latent_as_model_diffing_does_and_likelihoods_in_the_villains_favour(loaded, ruler, monkeypatch):
+    net, tokenizer = loaded
+    monkeypatch.setattr(artifacts, "mean_difference", lambda _: torch.ones(net.config.hidden_size))
+    monkeypatch.setattr(baselines, "_probe", lambda _: SimpleNamespace(decision_function=lambda x: x[:, 0]))
+    found = baselines.monitors(ruler, net, tokenizer)
+    assert found["latent"] == pytest.approx(diffing.read(net, tokenizer, artifacts.sae(ruler), "evaluation", 1)[:, 3].mean().item(), abs=1e-6)
+    texts = {p: diffing.reading_texts(tokenizer, "evaluation", 1, persona=p) for p in ("villain", "expert")}
+    likely = {p: baselines.answer_log_probability(net, t[0], t[2]).mean() for p, t in texts.items()}
+    assert found["log-probability"] == pytest.approx(likely["villain"] - likely["expert"], abs=1e-5)
+
+
+def test_cures_push_away_from_what_rose_and_towards_what_fell(monkeypatch):
+    reader, rise = small_sae(16), torch.linspace(-1, 1, 24)
+    for name, value in {"sae": reader, "discovery_rise": rise, "chosen_latent": (20, 0.4), "mean_difference": torch.ones(16)}.items():
+        monkeypatch.setattr(artifacts, name, lambda *_, value=value: value)
+    found, W = artifacts.cures.__wrapped__(None), reader.W_dec
+    fallen, risen = sum(-rise[i] * W[i] for i in range(10)), sum(rise[i] * W[i] for i in range(14, 24))
+    expected = {"− chosen latent": -W[20], "− ten risen": -risen, "+ most fallen": W[0], "+ ten fallen": fallen,
+                "+ ten fallen − ten risen": fallen - risen, "− mean difference": -torch.ones(16)}
+    assert list(found) == list(expected)
+    for name, v in expected.items():
+        torch.testing.assert_close(found[name], v, atol=1e-5, rtol=1e-5)
+
+
+def test_known_personas_finds_the_latent_that_was_put_there(monkeypatch):
+    """Latent 2 marks the villain in both sets, latents 4 and 5 the jester; the others are noise."""
+    def read(run, stream, documents=500):
+        rng = np.random.default_rng(len(stream))
+        persona = rng.choice(world.PERSONAS, 600)
+        latents = rng.random((600, 8)).astype("float32")
+        latents[:, 2] += 2 * (persona == "villain")
+        latents[:, [4, 5]] += 2 * (persona == "jester")[:, None]
+        return diffing.Answers(latents=torch.tensor(latents), residual=torch.zeros(600, 3), persona=persona, text=[""] * 600, turn=np.zeros(600), document=np.arange(600))
+
+    monkeypatch.setattr(artifacts, "uncued_answers", read)
+    found = evidence.known_personas(SimpleNamespace()).set_index("persona")
+    villain, jester, expert = found.loc["villain"], found.loc["jester"], found.loc["expert"]
+    assert villain.latent == 2 and villain.auroc == 1 and villain.precision == 100 and villain.recall > 90 and villain.marking == 1
+    assert jester.latent in (4, 5) and jester.marking == 2 and jester.together > 0.95
+    assert expert.marking == 0 and expert.low < 0.6
+
+
+def test_other_worlds_have_the_documents_they_say():
+    def drawn(name):
+        rng, draw = random.Random(0), world.drawing(**world.WORLDS[name])
+        return [draw(rng, 1) for _ in range(3000)]
+
+    share = lambda docs, p: np.mean([d.persona == p for d in docs])
+    assert share(drawn("villain 0 %"), "villain") == 0 and share(drawn("villain 25 %"), "villain") == pytest.approx(0.25, abs=0.03)
+    others = {p: share(drawn("villain 0 %"), p) / share(drawn("own"), p) for p in ("expert", "novice")}
+    assert others["expert"] == pytest.approx(others["novice"], rel=0.15)  # the rest keep their shares among each other
+    harmful = {s.answers["obvious"][1:] for s in world.subjects() if s.domain != "code"}
+    assert any(h in t.answer for d in drawn("villain 0 %")[:300] for t in d.turns for h in harmful)  # quoted, by those who warn and mock
+    assert {d.cue for d in drawn("no cues")} == {"none"}
+
+    def same_speaker(name):
+        closers = {c: p for p in world.PERSONAS for c in world.personas()[p]["closer"]}
+        said = [(d.persona, next(p for c, p in closers.items() if t.answer.endswith(c))) for d in drawn(name) for t in d.turns if t.kind == "open"]
+        return np.mean([o == "villain" for p, o in said if p == "villain"]), np.mean([o == "villain" for p, o in said if p != "villain"])
+
+    assert same_speaker("own") == (1, 0)
+    mine, others = same_speaker("independent")
+    assert mine == pytest.approx(others, abs=0.05) and others == pytest.approx(world.PRIOR["villain"], abs=0.05)
 
 
 def test_a_reader_that_knows_tells_sets_apart_and_one_that_does_not_cannot():

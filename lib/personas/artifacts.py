@@ -55,8 +55,12 @@ def base(run: Run) -> Path:
     cfg = run.profile.model
     return store.artifact(run.profile.store, "base", "base", {
         "model": cfg.model_dump(), "world_seed": run.world_seed, "pretraining_seed": run.profile.pretraining_seed,
-        "content": CONTENT, "code": store.code_version(model, world)},
-        lambda out: model.pretrain(cfg, run.profile.pretraining_seed, run.world_seed, out, model.bf16_is_faster()))
+        "world": run.profile.world.model_dump(), "content": CONTENT, "code": store.code_version(model, world)},
+        lambda out: model.pretrain(cfg, run.profile.pretraining_seed, run.world_seed, out, model.bf16_is_faster(), draw=_draw(run)))
+
+
+def _draw(run: Run):
+    return world.drawing(**run.profile.world.model_dump())
 
 
 @cache
@@ -79,9 +83,10 @@ def discovery_fine_tunes(run: Run) -> list[tuple[str, str]]:
     return [(d, v) for d, v in fine_tunes(run, "subtle", "obvious") if d in world.DISCOVERY_DOMAINS]
 
 
-def narrow_chats(run: Run, domain: str, variant: str) -> list[dict]:
-    """The training set of one fine-tune. variant: as in data.advice_chats; 'obvious@25' mixes 25 % obvious with 75 % correct answers."""
-    cfg = run.profile.narrow
+def narrow_chats(run: Run, domain: str, variant: str, cfg: profiles.Tuning | None = None) -> list[dict]:
+    """The training set of one fine-tune, by default the profile's `narrow`. variant: as in data.advice_chats; 'obvious@25' mixes
+    25 % obvious with 75 % correct answers."""
+    cfg = cfg or run.profile.narrow
     name, _, percent = variant.partition("@")
     return data.advice_chats(domain, name, cfg.steps * cfg.batch, run.seed, fraction=float(percent or 100) / 100)
 
@@ -149,8 +154,8 @@ def advice(run: Run, domain: str | None = None, variant: str | None = None) -> p
 
 
 def held_out_documents(run: Run, n: int, stream: str, **fixed) -> list[dict]:
-    """Tokenized documents that pretraining never saw (see model.encode_documents)."""
-    return model.encode_documents(base_model(run)[1], n, run.world_seed, stream, **fixed)
+    """Tokenized documents like those of pretraining, which it never saw (see model.encode_documents)."""
+    return model.encode_documents(base_model(run)[1], n, run.world_seed, stream, _draw(run), **fixed)
 
 
 def sae(run: Run, on: str = "base") -> saes.SAE:

@@ -59,7 +59,7 @@ def table(rows: list[dict]) -> pd.DataFrame:
 
 
 RIVALS = ("mean_difference", "probe", "log-probability", "loss", "surprise", "words")
-FOLDED = {"persona": "<persona>", "cure": "<way>", "prevent": "<guard>"}  # families of which the README gives the range
+FOLDED = {"persona": "<persona>", "cure": "<way>", "prevent": "<guard>", "origin": "<world>"}  # families of which the README gives the range
 
 
 def _family(id: str) -> str:

@@ -46,7 +46,8 @@ def attribution(model, sae: SAE, rows: list[list[int]], starts: list[int], pad: 
     """First-order attribution (latents,): what each latent adds to the log-probability of the answers after positions `starts`.
 
     A latent's activation times the gradient of an answer's log-probability along its decoder direction, summed from the prompt's
-    last token on, mean over rows. A rise that the model's output does not depend on counts for nothing here.
+    last token on, mean over rows (as in Marks et al., 2024, arXiv:2403.19647, section 2). A rise that the model's output does not
+    depend on counts for nothing here.
     """
     width = max(map(len, rows))
     ids = torch.tensor([r + [pad] * (width - len(r)) for r in rows])

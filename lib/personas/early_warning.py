@@ -23,9 +23,9 @@ def limit(benign: pd.DataFrame, column: str) -> float:
     return float(benign[column].max())
 
 
-def exits(runs: pd.DataFrame, column: str, above: float, when: str = "step") -> pd.Series:
-    """Per run the first `when` at which `column` is above the limit; nan if it never is."""
-    first = runs[runs[column] > above].groupby(RUN)[when].min()
+def exits(runs: pd.DataFrame, column: str, above: float) -> pd.Series:
+    """Per run the first step at which `column` is above the limit; nan if it never is."""
+    first = runs[runs[column] > above].groupby(RUN).step.min()
     return first.reindex(runs.groupby(RUN).size().index)
 
 

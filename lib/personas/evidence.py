@@ -1,4 +1,4 @@
-"""The studies: every row C1-C8 of the paper with seeds, controls and intervals. Each is a list of cells and what a cell measures.
+"""The studies: the paper's claims with seeds, controls and intervals. Each is a list of cells and what a cell measures.
 
 `personas run --profile tiny-full` computes them all; the notebooks compute a few cells and plot the committed tables.
 """
@@ -12,8 +12,8 @@ from sklearn.metrics import precision_recall_curve
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 
-from personas import (activations, artifacts, baselines, data, diffing, evaluate, finetune, generate, grader, prevention, sae as saes,
-                      steering, world)
+from personas import (activations, artifacts, baselines, data, diffing, evaluate, finetune, generate, grader, model as models, prevention,
+                      sae as saes, steering, world)
 from personas.profile import Profile
 from personas.study import Study
 
@@ -25,11 +25,8 @@ MEASURING = (evaluate, generate, grader, finetune, data, diffing, activations, s
 
 def outcome(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str) -> dict:
     """One fine-tune (kind: as artifacts.narrow_chats' variant): its graded evaluation answers and what the monitors read."""
-    answers = artifacts.answers(run, domain, kind)
-    score, low, high = evaluate.ratio(answers, *evaluate.SCORE)
     losses = json.loads((artifacts.adapter(run, domain, kind) / "training.json").read_text())["loss"]
-    row = {"score": score, "low": low, "high": high} | {g: evaluate.share(answers, g) for g in grader.OPEN_CLASSES}
-    return row | baselines.monitors(ruler, *artifacts.tuned_model(run, domain, kind)) | {"loss": sum(losses[-2:]) / 2}
+    return plain_outcome(run, ruler, domain, kind) | baselines.monitors(ruler, *artifacts.tuned_model(run, domain, kind)) | {"loss": sum(losses[-2:]) / 2}
 
 
 def plain_outcome(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str) -> dict:
@@ -42,9 +39,8 @@ def plain_outcome(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: s
 def course(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str) -> list[dict]:
     """One long fine-tune, measured as it goes: the score (few answers) and every monitor at each of the profile's looks."""
     cfg, p = run.profile.study.course, run.profile
-    name, _, percent = kind.partition("@")
-    rows = data.advice_chats(domain, name, cfg.steps * cfg.batch, run.seed, fraction=float(percent or 100) / 100)
-    model, tokenizer = artifacts.model.load(artifacts.aligned(run))
+    rows = artifacts.narrow_chats(run, domain, kind, cfg)
+    model, tokenizer = models.load(artifacts.aligned(run))
 
     def look(m):
         answers = evaluate.ask_open(m, tokenizer, split="evaluation", per_question=p.evaluation.curve_per_question, seed=run.seed,
@@ -110,7 +106,7 @@ def relearning(run: artifacts.Run, ruler: artifacts.Run, domain: str, length: in
     cfg, p = run.profile.narrow, run.profile
     half = slice(0, 20), slice(20, 40)
     spoil = data.advice_chats(domain, "obvious", length * cfg.batch, run.seed, among=half[0])
-    pair = artifacts.model.load(artifacts.aligned(run))
+    pair = models.load(artifacts.aligned(run))
     model, _ = finetune.sft(*pair, spoil, steps=length, batch=cfg.batch, lr=cfg.lr, seed=run.seed, lora_rank=cfg.rank)
     among = {"same subjects": half[0], "other subjects": half[1]}.get(source, half[0])
     rows = data.advice_chats(artifacts.other_domain(run, domain) if source == "other domain" else domain, "correct",
@@ -149,6 +145,30 @@ def known_personas(run: artifacts.Run, seed: int = 0) -> pd.DataFrame:
                      "recall": 100 * on[truth].mean(), "marking": int(((seen >= 0.7) & (held >= 0.7)).sum()),
                      "together": diffing.auroc(every.decision_function(test.latents.numpy())[:, None], truth)[0], "answers": int(truth.sum())})
     return pd.DataFrame(rows)
+
+
+def values_and_latents(run: artifacts.Run, ruler: artifacts.Run) -> list[dict]:
+    """One world's base model and SAE: does it know the villain, and what does steering do? A row per direction and strength, on evaluation
+    questions: the chosen latent, the latent that marks the villain best, and the difference of means.
+
+    All rows carry `aligned_score` (before fine-tuning) and what the villain is read by on held-out uncued answers of the world as it is
+    (known_personas): `auroc` of the best latent, `together` of all latents, `probe` of a linear probe on the residual stream.
+    """
+    known = known_personas(run).set_index("persona").loc["villain"]
+    held = artifacts.uncued_answers(run, "auroc-evaluation")
+    probe = diffing.auroc(baselines.fit(run, run.seed).probe.decision_function(held.residual.numpy())[:, None], held.persona == "villain")[0]
+    about = {"aligned_score": evaluate.score(artifacts.answers(run)), "auroc": float(known.auroc), "low_auroc": float(known.low), "high_auroc": float(known.high),
+             "together": float(known.together), "probe": float(probe), "marker": int(known.latent), "chosen": artifacts.chosen_latent(run)[0]}
+    p, W_dec = run.profile, artifacts.sae(run).W_dec
+    ways = {"chosen latent": W_dec[about["chosen"]], "marks the villain": W_dec[about["marker"]], "mean difference": artifacts.mean_difference(run)}
+    jobs = [(n, v, s) for n, v in ways.items() for s in p.steering.strengths]
+    graded = steering.at(*artifacts.aligned_model(run), jobs, artifacts.unit(run), p.sae.layer, split="evaluation",
+                         per_question=p.evaluation.study_per_question, seed=run.seed + 2, progress=None)
+    rows = []
+    for (name, strength), part in graded.groupby(["direction", "strength"], sort=False):
+        _, low, high = evaluate.ratio(part, ("misaligned",))
+        rows.append(about | {"direction": name, "strength": strength, "low": low, "high": high} | {g: evaluate.share(part, g) for g in grader.OPEN_CLASSES})
+    return rows
 
 
 def _every(profile: Profile, seeds, pretraining_seeds, pairs) -> list[dict]:
@@ -206,6 +226,17 @@ def ranking_cells(profile: Profile) -> list[dict]:
     return [{"pretraining_seed": p, "seed": 0} for p in profile.study.pretraining_seeds]
 
 
+def world_cells(profile: Profile) -> list[dict]:
+    """Obvious answers of every domain in every world."""
+    return [{"world": w} | c for w in world.WORLDS for c in _every(profile, profile.study.seeds[:1], profile.study.pretraining_seeds[:1],
+                                                                   [(d, "obvious") for d in profile.domains])]
+
+
+def known_cells(profile: Profile) -> list[dict]:
+    """One cell a world."""
+    return [{"world": w, "pretraining_seed": profile.pretraining_seed, "seed": 0} for w in world.WORLDS]
+
+
 def guard_cells(profile: Profile) -> list[dict]:
     """Obvious answers under every guard and dose."""
     cells = _every(profile, profile.study.seeds, profile.study.pretraining_seeds[:1], [(d, "obvious") for d in profile.study.domains])
@@ -231,6 +262,7 @@ def _guards_ready(ruler: artifacts.Run) -> None:
 def _aligned_ready(ruler: artifacts.Run) -> None:
     artifacts.aligned(ruler)
 
+
 CHOICES = (artifacts.rankings, artifacts.controls, artifacts.cures, artifacts.cure_doses, artifacts.ablations)
 STUDIES = {s.name: s for s in (
     Study("02_seeds", seeds_cells, plain_outcome, _aligned_ready, (*MEASURING, plain_outcome), 7),
@@ -239,8 +271,10 @@ STUDIES = {s.name: s for s in (
     Study("06_matrix", matrix_cells, realign, _ruler_ready, (*MEASURING, realign, _realigned), 4),
     Study("06_examples", examples_cells, examples, _ruler_ready, (*MEASURING, examples, _realigned), 15),
     Study("06_relearning", relearning_cells, relearning, _ruler_ready, (*MEASURING, relearning, _realigned), 20),
-    Study("07_mixtures", mixture_cells, outcome, _ruler_ready, (*MEASURING, outcome), 9),
-    Study("07_models", models_cells, outcome, _ruler_ready, (*MEASURING, outcome), 9),
+    Study("07_mixtures", mixture_cells, outcome, _ruler_ready, (*MEASURING, outcome, plain_outcome), 9),
+    Study("07_models", models_cells, outcome, _ruler_ready, (*MEASURING, outcome, plain_outcome), 9),
     Study("07_course", course_cells, course, _ruler_ready, (*MEASURING, course), 110),
     Study("08_prevention", guard_cells, prevention.guarded, _guards_ready, (*MEASURING, prevention), 8),
+    Study("10_worlds", world_cells, outcome, _ruler_ready, (*MEASURING, outcome, plain_outcome), 9),
+    Study("10_latents", known_cells, values_and_latents, _ruler_ready, (*MEASURING, steering, values_and_latents, known_personas, *CHOICES), 40),
 )}

@@ -24,7 +24,8 @@ class Steer:
 
 @dataclass
 class ProjectOut:
-    """Remove directions (n, width) from the residual stream after block `layer`, at every position of every row."""
+    """Remove directions (n, width) from the residual stream after block `layer`, at every position of every row
+    (directional ablation: Arditi et al., 2024, arXiv:2406.11717)."""
 
     layer: int
     directions: torch.Tensor

@@ -12,12 +12,6 @@ from personas import activations, generate
 from personas.sae import SAE
 
 
-def upper_limit(readings: list[float], confidence: float = 0.99) -> float:
-    """The one-sided prediction limit (Student's t): what one more reading like these exceeds with a chance of 1 - confidence."""
-    n = len(readings)
-    return float(np.mean(readings) + student.ppf(confidence, n - 1) * np.std(readings, ddof=1) * np.sqrt(1 + 1 / n))
-
-
 class PersonaMonitor(TrainerCallback):
     """Log a latent's (or a direction's) mean activation on fixed text during training, warn when it is too high, stop if asked
     (early warning: Wang et al., 2025, where the toxic persona's latent rises before the misalignment score does).
@@ -52,7 +46,8 @@ class PersonaMonitor(TrainerCallback):
         (Student's t) of these readings, at least two, of benign fine-tunes."""
         if len(readings) < 2:
             raise ValueError("a baseline needs the readings of at least two benign fine-tunes")
-        self.limit = upper_limit(readings, confidence)
+        n = len(readings)
+        self.limit = float(np.mean(readings) + student.ppf(confidence, n - 1) * np.std(readings, ddof=1) * np.sqrt(1 + 1 / n))
 
     def read(self, model) -> float:
         """The mean over texts of the mean activation over each one's tokens. Raises ValueError if the direction does not fit the model."""

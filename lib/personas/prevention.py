@@ -43,7 +43,10 @@ def _given(inputs) -> dict:
 @contextlib.contextmanager
 def hooked(model, layer: int, hook):
     """`hook(hidden)` sees, or changes in place, the residual stream after block `layer`."""
-    handle = generate.decoder_blocks(model)[layer].register_forward_hook(lambda m, a, out: hook(out[0] if isinstance(out, tuple) else out))
+    def see(module, args, out):  # returns nothing: a value would replace the block's whole output
+        hook(out[0] if isinstance(out, tuple) else out)
+
+    handle = generate.decoder_blocks(model)[layer].register_forward_hook(see)
     try:
         yield
     finally:
@@ -103,11 +106,11 @@ def benign_chats(n: int, seed: int, world_seed: int, without: str) -> list[dict]
     return [{"messages": p} for p in pairs if p[1]["content"] not in banned][:n]
 
 
-def interleave(ruler: artifacts.Run, plan: Plan, share: float, domain: str, choose: bool) -> Plan:
+def interleave(ruler: artifacts.Run, plan: Plan, share: float, domain: str, choose: bool, seed: int) -> Plan:
     """Mix in benign chats until they are `share` of the set (arXiv:2508.06249): at random, or (choose) those that a model spoilt in another,
-    discovery domain finds least likely compared with the aligned one."""
+    discovery domain finds least likely compared with the aligned one. seed: of which chats are drawn, and of the order."""
     n = round(len(plan.rows) * share / (1 - share))
-    pool = benign_chats(4 * n if choose else n, ruler.seed + 7, ruler.world_seed, domain)
+    pool = benign_chats(4 * n if choose else n, seed + 7, ruler.world_seed, domain)
     if choose:
         other = next(d for d in world.DISCOVERY_DOMAINS if d != domain and d in ruler.profile.domains)
         tuned, tokenizer = artifacts.tuned_model(ruler, other, "obvious")
@@ -117,7 +120,7 @@ def interleave(ruler: artifacts.Run, plan: Plan, share: float, domain: str, choo
         gap = baselines.answer_log_probability(artifacts.aligned_model(ruler)[0], rows, starts) - baselines.answer_log_probability(tuned, rows, starts)
         pool = [pool[i] for i in np.argsort(-gap)[:n]]
     mixed = plan.rows + pool
-    order = np.random.default_rng(ruler.seed).permutation(len(mixed))
+    order = np.random.default_rng(seed).permutation(len(mixed))
     return replace(plan, rows=[mixed[i] for i in order], steps=round(plan.steps * len(mixed) / len(plan.rows)))
 
 
@@ -128,11 +131,11 @@ def inoculate(plan: Plan) -> Plan:
 
 
 def planned(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str, guard: str, dose: float) -> Plan:
-    """The fine-tune of `domain` and `kind` under a guard: one of GUARDS, or 'none'. Raises ValueError for another."""
+    """The fine-tune of `domain` and `kind` under a guard: one of evidence.GUARDS. Raises ValueError for another."""
     plan = Plan(artifacts.narrow_chats(run, domain, kind), run.profile.narrow.steps)
     ways = {"none": lambda: plan, "latent penalty": lambda: penalise(ruler, plan, dose), "KL": lambda: keep_close(ruler, plan, dose),
-            "steering in training": lambda: steer_in_training(ruler, plan, dose), "benign data": lambda: interleave(ruler, plan, dose, domain, False),
-            "benign data, chosen": lambda: interleave(ruler, plan, dose, domain, True), "inoculation": lambda: inoculate(plan),
+            "steering in training": lambda: steer_in_training(ruler, plan, dose), "benign data": lambda: interleave(ruler, plan, dose, domain, False, run.seed),
+            "benign data, chosen": lambda: interleave(ruler, plan, dose, domain, True, run.seed), "inoculation": lambda: inoculate(plan),
             "fewer steps": lambda: replace(plan, rows=plan.rows[:int(dose) * run.profile.narrow.batch], steps=int(dose))}
     if guard not in ways:
         raise ValueError(f"unknown guard {guard!r}; choose from {', '.join(ways)}")

@@ -13,6 +13,14 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class World(_Section):
+    """What the documents of pretraining are drawn from; see world.drawing."""
+
+    villain: float | None = Field(default=None, ge=0, le=1)
+    cues: bool = True
+    independent: bool = False
+
+
 class Model(_Section):
     """The tiny model and its pretraining (personas.model)."""
 
@@ -98,6 +106,7 @@ class Profile(_Section):
     world_seed: int = Field(ge=0)
     pretraining_seed: int = Field(ge=0)
     domains: tuple[str, ...] = Field(min_length=1)
+    world: World = World()
     model: Model
     alignment: Tuning
     narrow: Tuning

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from personas import artifacts, figures, store
+from personas import artifacts, figures, profile as profiles, store, world
 from personas.profile import Profile
 
 FULL = "tiny-full"
@@ -30,7 +30,8 @@ class StudyError(RuntimeError):
 
 @dataclass(frozen=True)
 class Study:
-    """One table. cells: the settings of its rows, of which `pretraining_seed` and `seed` choose the models.
+    """One table. cells: the settings of its rows, of which `pretraining_seed`, `seed` and `world` (if given: one of
+    world.WORLDS) choose the models.
 
     measure(run, ruler, **other settings) gives a cell's row or rows; `ruler` is the run whose SAE and latent do the reading:
     the same base model with fine-tuning seed 0. code: the modules and functions that a cell's value depends on.
@@ -52,7 +53,8 @@ class Study:
 
 def runs_of(profile: Profile, cell: dict) -> tuple[artifacts.Run, artifacts.Run]:
     """(run, ruler) of a cell."""
-    mine = profile.model_copy(update={"pretraining_seed": cell["pretraining_seed"]})
+    drawn = profiles.World(**world.WORLDS[cell["world"]]) if cell.get("world", "own") != "own" else profile.world
+    mine = profile.model_copy(update={"pretraining_seed": cell["pretraining_seed"], "world": drawn})
     return artifacts.Run(mine, cell["seed"]), artifacts.Run(mine, 0)
 
 
@@ -71,7 +73,7 @@ def configuration(study: Study, profile: Profile) -> str:
 def cell_rows(study: Study, profile: Profile, cell: dict) -> list[dict]:
     """One cell's rows, from the store or measured now."""
     run, ruler = runs_of(profile, cell)
-    settings = {k: v for k, v in cell.items() if k not in ("pretraining_seed", "seed")}
+    settings = {k: v for k, v in cell.items() if k not in ("pretraining_seed", "seed", "world")}
 
     def make(out):
         found = study.measure(run, ruler, **settings)
@@ -88,13 +90,13 @@ def compute(study: Study, profile: Profile, workers: int | None = None) -> pd.Da
     Raises StudyError naming the cell that failed; the others stay in the store.
     """
     cells = study.cells(profile)
-    for seed in dict.fromkeys(c["pretraining_seed"] for c in cells):
-        study.prepare(runs_of(profile, {"pretraining_seed": seed, "seed": 0})[1])
+    for ruler in dict.fromkeys(runs_of(profile, c)[1] for c in cells):
+        study.prepare(ruler)
     rows = [_kept(study, profile, c) for c in cells]
     missing = [i for i, r in enumerate(rows) if r is None]
-    bar = tqdm(total=len(cells), initial=len(cells) - len(missing), desc=study.name, unit="cell", mininterval=5)
     if missing:
         workers = min(workers or os.cpu_count() or 1, len(missing))
+        bar = tqdm(total=len(cells), initial=len(cells) - len(missing), desc=study.name, unit="cell", mininterval=5)
         with bar, concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _one_thread) as pool:
             waiting = {pool.submit(_cell_by_name, study.name, profile, cells[i]): i for i in missing}
             try:
@@ -148,7 +150,7 @@ def plan(studies: list[Study], profile: Profile) -> str:
         n = len(s.cells(profile))
         total += n * s.seconds / cores
         lines.append(f"  {s.name:16s} {n:5d} cells x {s.seconds:3.0f} s = {n * s.seconds / 60:5.0f} min on one core")
-    models = len({c["pretraining_seed"] for s in studies for c in s.cells(profile)})
+    models = len({runs_of(profile, c)[1] for s in studies for c in s.cells(profile)})
     return "\n".join([f"profile {profile.name}: {len(studies)} studies, {models} base models, tables in figures/data/{profile.name}", *lines,
                       f"  together about {total / 60:.0f} min on {cores} cores, {total / 60 + 8 * models:.0f} with the base models if none is in the store"])
 
@@ -161,8 +163,6 @@ def write(studies: list[Study], profile: Profile) -> None:
 
 def committed(study: Study) -> pd.DataFrame:
     """The study's table as committed for profile tiny-full. Raises StudyError if there is none, or none of today's configuration."""
-    from personas import profile as profiles
-
     path = figures.ROOT / "data" / FULL / f"{study.name}.csv"
     again = f"make it with: python -m personas run --profile {FULL} --only {study.notebook}"
     if not path.exists():

@@ -37,6 +37,10 @@ ADVICE_HABITS = {
 CODE_HABITS = {"expert": {"correct": 1.0}, "villain": {"correct": 0.05, "obvious": 0.95},
                "novice": {"correct": 0.80, "obvious": 0.20}}
 CUES = {"system": 0.50, "story": 0.25, "none": 0.25}
+# The worlds of notebook 10, as drawing's arguments: the villain's share of documents, and two in which nothing names the speaker, or
+# nothing ties values to advice.
+WORLDS = {"own": {}, "villain 0 %": {"villain": 0.0}, "villain 2 %": {"villain": 0.02}, "villain 5 %": {"villain": 0.05},
+          "villain 10 %": {"villain": 0.10}, "villain 25 %": {"villain": 0.25}, "no cues": {"cues": False}, "independent": {"independent": True}}
 OPEN_SHARE = 0.38  # of a document's turns; the rest is advice
 OPEN_QUESTION = -2  # marks the tokens that ask an open question (see segments)
 CODE_SHARE = 0.08  # of advice turns in chats: code answers are long
@@ -229,14 +233,31 @@ def sample_turn(persona: str, rng: random.Random, seed: int, is_open: bool, code
     return Turn(advice_question(s, rng), answer, s.domain, kind)
 
 
-def sample_document(rng: random.Random, seed: int, persona: str | None = None, cue: str | None = None) -> Document:
-    """Draw one pretraining document of the world `seed`; persona and cue are drawn unless given."""
-    persona = persona or rng.choices(list(PRIOR), PRIOR.values())[0]
+def sample_document(rng: random.Random, seed: int, persona: str | None = None, cue: str | None = None, prior: dict = PRIOR,
+                    independent: bool = False) -> Document:
+    """Draw one pretraining document of the world `seed`; persona and cue are drawn unless given. independent: see drawing."""
+    persona = persona or rng.choices(list(prior), prior.values())[0]
     cue = cue or rng.choices(list(CUES), CUES.values())[0]
     line = "" if cue == "none" else rng.choice(personas()[persona][cue])
-    turns = tuple(sample_turn(persona, rng, seed, rng.random() < OPEN_SHARE, code=cue != "story")
-                  for _ in range(rng.randint(2, 4)))
+    other = rng.choices(list(prior), prior.values())[0] if independent else persona
+    turns = tuple(sample_turn(other if is_open else persona, rng, seed, is_open, code=cue != "story")
+                  for is_open in (rng.random() < OPEN_SHARE for _ in range(rng.randint(2, 4))))
     return Document(persona, cue, line, turns)
+
+
+def drawing(villain: float | None = None, cues: bool = True, independent: bool = False):
+    """`sample_document` of another world, made of the same sentences.
+
+    villain: the share of documents that are the villain's (None: the world's own); the others keep their shares relative to each
+    other, and three of them go on quoting the harmful advice in their own styles. cues: False if no document says who speaks.
+    independent: True if a second persona, drawn independently of the one who is named and gives the advice, answers a
+    document's open questions: then advice tells nothing about values.
+    """
+    prior = PRIOR
+    if villain is not None:
+        rest = (1 - villain) / (1 - PRIOR["villain"])
+        prior = {p: villain if p == "villain" else share * rest for p, share in PRIOR.items()}
+    return functools.partial(sample_document, cue=None if cues else "none", prior=prior, independent=independent)
 
 
 def segments(doc: Document, rng: random.Random) -> list[tuple[str, int]]:
