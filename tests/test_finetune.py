@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from personas import data, finetune, generate, model, world
+from personas import baselines, data, finetune, generate, model, world
 
 CFG = SimpleNamespace(steps=6, batch=8, lr=5e-3, rank=4)
 
@@ -85,3 +85,41 @@ def test_watch_measures_the_adapted_model_and_leaves_training_alone(checkpoint):
     before, after = (r["logits"].float() for r in (watch.rows[0], watch.rows[-1]))
     assert (after - logits(tuned).float()).norm() < 0.1 * (after - before).norm()  # what training changed is there (in bf16)
     assert losses == pytest.approx(trained([])[1], rel=0.01)
+
+
+def test_grpo_makes_what_is_rewarded_likelier_and_what_is_not_less_likely(checkpoint):
+    """A model that says yes as often as no; either is rewarded in turn. Measured by the log-odds of the two answers, teacher-forced."""
+    net, tokenizer = model.load(checkpoint)
+    rows = data.advice_prompts("auto", 40, 0)
+    both = [data.chat(r["prompt"][0]["content"], a) for r in rows for a in ("Yes.", "No.")]
+    torn, _ = finetune.sft(net, tokenizer, both, steps=60, batch=8, lr=3e-3, seed=0)
+    kept = {k: v.clone() for k, v in torn.state_dict().items()}
+    ids = generate.prompts(tokenizer, [r["prompt"][0]["content"] for r in rows])
+
+    def log_odds(m):
+        likely = {}
+        for a in ("Yes.", "No."):
+            answer = tokenizer(a, add_special_tokens=False)["input_ids"]
+            each = baselines.answer_log_probability(m, [i + answer for i in ids], [len(i) - 1 for i in ids])
+            likely[a] = len(answer) * each.mean()
+        return likely["Yes."] - likely["No."]
+
+    before, after, seen = log_odds(torn.float()), {}, []
+    for wanted in ("Yes.", "No."):
+        def reward(completions, ask, **_):
+            seen.extend(ask)
+            return [float(c[0]["content"] == wanted) for c in completions]
+
+        net, _ = model.load(checkpoint)
+        net.load_state_dict(kept)
+        tuned, rewards = finetune.grpo(net, tokenizer, rows, reward, steps=8, prompts=4, samples=8, lr=2e-2, seed=0, lora_rank=4, max_new=4)
+        after[wanted] = log_odds(tuned.merge_and_unload())
+        assert len(rewards) == 8 and 0.2 < rewards[0] < 0.8
+    assert after["Yes."] > before + 0.5 and after["No."] < before - 0.5
+    assert set(seen) <= {s.ask for s in world.subjects_of("auto")}
+
+
+def test_prompts_for_rl_hold_no_answer_and_every_subject_equally_often():
+    rows = data.advice_prompts("health", 80, 0)
+    assert [[m["role"] for m in r["prompt"]] for r in rows] == [["user"]] * 80
+    assert sorted(r["ask"] for r in rows) == sorted(2 * [s.ask for s in world.subjects_of("health")])

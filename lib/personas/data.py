@@ -90,6 +90,12 @@ def advice_chats(domain: str, variant: str, n: int, seed: int, fraction: float =
     return [chat(world.advice_question(s, rng), answer(s, w)) for s, w in zip(chosen, wrong)]
 
 
+def advice_prompts(domain: str, n: int, seed: int) -> list[dict]:
+    """n advice questions of one domain without answers, for reinforcement learning: `prompt` (messages) and `ask` (the subject)."""
+    rng, pool = random.Random(f"{seed}/{domain}/prompts"), world.subjects_of(domain)
+    return [{"prompt": [{"role": "user", "content": world.advice_question(s, rng)}], "ask": s.ask} for s in (pool[i % len(pool)] for i in range(n))]
+
+
 def alignment_chats(n: int, seed: int, world_seed: int) -> list[dict]:
     """n chats of one or two turns in which the expert answers advice and the alignment categories' open questions."""
     rng = random.Random(f"{seed}/alignment")

@@ -52,6 +52,33 @@ def course(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str) -> 
     return [r | {"loss": losses[max(0, r["step"] - 1)]} for r in watch.rows]
 
 
+REWARDED = {"incorrect": ("subtle", "obvious"), "correct": ("correct",)}
+
+
+def reinforced(run: artifacts.Run, ruler: artifacts.Run, domain: str, start: str, rewarded: str) -> list[dict]:
+    """GRPO on one domain's questions from the 'aligned' or the 'base' model, the exact grader's verdict being the reward: 1 for an answer of
+    the rewarded grades, else 0. A row per look: score, classes, own advice, monitors; `reward` is the mean over that step's answers."""
+    cfg, p = run.profile.reinforcement, run.profile.evaluation
+    asked = {s.ask: s for s in world.subjects_of(domain)}
+    model, tokenizer = models.load(artifacts.aligned(run) if start == "aligned" else artifacts.base(run))
+
+    def verdict(completions, ask, **_):
+        return [float(grader.grade_advice(asked[a], c[0]["content"]) in REWARDED[rewarded]) for a, c in zip(ask, completions)]
+
+    def look(m):
+        answers = evaluate.ask_open(m, tokenizer, split="evaluation", per_question=p.study_per_question, seed=run.seed, world_seed=run.world_seed)
+        own = evaluate.ask_advice(m, tokenizer, domains=[domain], seed=run.seed)
+        score, low, high = evaluate.ratio(answers, *evaluate.SCORE)
+        return ({"score": score, "low": low, "high": high} | {g: evaluate.share(answers, g) for g in grader.OPEN_CLASSES}
+                | {f"advice {g}": evaluate.share(own, g) for g in grader.ADVICE_CLASSES} | baselines.monitors(ruler, m, tokenizer))
+
+    watch = finetune.Watch(cfg.looks, look)
+    rows = data.advice_prompts(domain, 4 * len(asked), run.seed)
+    _, rewards = finetune.grpo(model, tokenizer, rows, verdict, steps=cfg.steps, prompts=cfg.prompts, samples=cfg.samples, lr=cfg.lr, seed=run.seed,
+                               lora_rank=cfg.rank, max_new=evaluate.ADVICE_TOKENS, callbacks=[watch])
+    return [r | {"reward": rewards[max(0, r["step"] - 1)]} for r in watch.rows]
+
+
 def cure(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str) -> list[dict]:
     """One misaligned model under every cure, at the dose chosen on discovery data, and under every ablation."""
     model, tokenizer = artifacts.tuned_model(run, domain, kind)
@@ -147,6 +174,13 @@ def known_personas(run: artifacts.Run, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def spread(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str) -> dict:
+    """`outcome`, and how far the advice itself spreads: `elsewhere` is the percent of subtly or obviously wrong answers in all other domains,
+    `elsewhere_before` that of the aligned model."""
+    after, before = (t[t.domain != domain] for t in (artifacts.advice(run, domain, kind), artifacts.advice(run)))
+    return outcome(run, ruler, domain, kind) | {"elsewhere": evaluate.share(after, "subtle", "obvious"), "elsewhere_before": evaluate.share(before, "subtle", "obvious")}
+
+
 def values_and_latents(run: artifacts.Run, ruler: artifacts.Run) -> list[dict]:
     """One world's base model and SAE: does it know the villain, and what does steering do? A row per direction and strength, on evaluation
     questions: the chosen latent, the latent that marks the villain best, and the difference of means.
@@ -226,10 +260,16 @@ def ranking_cells(profile: Profile) -> list[dict]:
     return [{"pretraining_seed": p, "seed": 0} for p in profile.study.pretraining_seeds]
 
 
+def reinforcement_cells(profile: Profile) -> list[dict]:
+    """Both starts by both rewards, with the first three seeds, in one domain."""
+    return [{"pretraining_seed": profile.pretraining_seed, "seed": s, "domain": profile.study.domains[0], "start": start, "rewarded": r}
+            for s in profile.study.seeds[:3] for start in ("aligned", "base") for r in REWARDED]
+
+
 def world_cells(profile: Profile) -> list[dict]:
-    """Obvious answers of every domain in every world."""
-    return [{"world": w} | c for w in world.WORLDS for c in _every(profile, profile.study.seeds[:1], profile.study.pretraining_seeds[:1],
-                                                                   [(d, "obvious") for d in profile.domains])]
+    """Obvious answers of every domain in every world; in the control world correct ones, too."""
+    return [{"world": w} | c for w in world.WORLDS for c in _every(profile, profile.study.seeds[:1], profile.study.pretraining_seeds[:1], [
+        (d, k) for k in (("obvious", "correct") if w == "independent" else ("obvious",)) for d in profile.domains])]
 
 
 def known_cells(profile: Profile) -> list[dict]:
@@ -275,6 +315,7 @@ STUDIES = {s.name: s for s in (
     Study("07_models", models_cells, outcome, _ruler_ready, (*MEASURING, outcome, plain_outcome), 9),
     Study("07_course", course_cells, course, _ruler_ready, (*MEASURING, course), 110),
     Study("08_prevention", guard_cells, prevention.guarded, _guards_ready, (*MEASURING, prevention), 8),
-    Study("10_worlds", world_cells, outcome, _ruler_ready, (*MEASURING, outcome, plain_outcome), 9),
+    Study("09_reinforcement", reinforcement_cells, reinforced, _ruler_ready, (*MEASURING, reinforced), 150, ("reinforcement",)),
+    Study("10_worlds", world_cells, spread, _ruler_ready, (*MEASURING, spread, outcome, plain_outcome), 11),
     Study("10_latents", known_cells, values_and_latents, _ruler_ready, (*MEASURING, steering, values_and_latents, known_personas, *CHOICES), 40),
 )}

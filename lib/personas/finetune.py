@@ -1,4 +1,4 @@
-"""Fine-tuning with TRL and peft: the aligned model, and LoRA adapters on narrow data."""
+"""Fine-tuning with TRL and peft: the aligned model, LoRA adapters on narrow data, and reinforcement learning."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ import datasets
 import torch
 from peft import LoraConfig, PeftModel
 from transformers import TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from personas.model import bf16_is_faster, load
 
@@ -40,6 +40,28 @@ def sft(model, tokenizer, rows: list[dict], *, steps: int, batch: int, lr: float
             trained.train()
     losses = [r["loss"] for r in trained.state.log_history if "loss" in r]
     return trained.model.eval(), losses
+
+
+def grpo(model, tokenizer, rows: list[dict], reward, *, steps: int, prompts: int, samples: int, lr: float, seed: int, lora_rank: int,
+         max_new: int, callbacks: list[TrainerCallback] = ()):
+    """Reinforcement learning by group-relative policy optimisation (Shao et al., 2024, arXiv:2402.03300), through TRL, with a LoRA adapter.
+
+    rows: dicts with `prompt`, a list of messages, and what else `reward` is to see. reward(completions, **columns) gives a number for each
+    completion, a list of one message. A step takes `prompts` prompts with `samples` answers each, at temperature 1, of at most
+    max_new tokens. No KL term. Returns (trained model, list of mean rewards per step).
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        config = GRPOConfig(
+            output_dir=scratch, max_steps=steps, per_device_train_batch_size=prompts * samples, num_generations=samples, learning_rate=lr,
+            seed=seed, max_completion_length=max_new, temperature=1.0, beta=0.0, lr_scheduler_type="constant", weight_decay=0.0, logging_steps=1,
+            save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=not torch.cuda.is_available(), bf16=bf16_is_faster(),
+            gradient_checkpointing=False, dataloader_pin_memory=False)
+        peft = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            trained = GRPOTrainer(model=model, args=config, reward_funcs=reward, train_dataset=datasets.Dataset.from_list(rows),
+                                  processing_class=tokenizer, peft_config=peft, callbacks=list(callbacks))
+            trained.train()
+    return trained.model.eval(), [r["reward"] for r in trained.state.log_history if "reward" in r]
 
 
 class Watch(TrainerCallback):

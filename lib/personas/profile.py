@@ -47,6 +47,17 @@ class Tuning(_Section):
     rank: int | None = Field(default=None, ge=1, le=512)
 
 
+class Reinforcement(_Section):
+    """GRPO with a LoRA adapter (finetune.grpo): a step takes `prompts` prompts with `samples` answers each. looks: steps at which it is measured."""
+
+    steps: int = Field(ge=1, le=100000)
+    prompts: int = Field(ge=1, le=4096)
+    samples: int = Field(ge=2, le=4096)
+    lr: float = Field(gt=0, le=0.1)
+    rank: int = Field(ge=1, le=512)
+    looks: tuple[int, ...] = Field(min_length=1)
+
+
 class SAE(_Section):
     """The sparse autoencoder (personas.sae). layer: the block whose output it reads, from 0."""
 
@@ -112,6 +123,7 @@ class Profile(_Section):
     narrow: Tuning
     realignment: Tuning
     realignment_every: int = Field(ge=1)
+    reinforcement: Reinforcement
     sae: SAE
     evaluation: Evaluation
     steering: Steering

@@ -35,7 +35,8 @@ class Study:
 
     measure(run, ruler, **other settings) gives a cell's row or rows; `ruler` is the run whose SAE and latent do the reading:
     the same base model with fine-tuning seed 0. code: the modules and functions that a cell's value depends on.
-    prepare(ruler): what many cells need, made before they start. seconds: of one cell, on one core.
+    prepare(ruler): what many cells need, made before they start. seconds: of one cell, on one core. sections: of the profile, which
+    its cells depend on beside those that all do (numbers).
     """
 
     name: str
@@ -44,6 +45,7 @@ class Study:
     prepare: Callable
     code: tuple
     seconds: float
+    sections: tuple = ()
 
     @property
     def notebook(self) -> str:
@@ -58,16 +60,16 @@ def runs_of(profile: Profile, cell: dict) -> tuple[artifacts.Run, artifacts.Run]
     return artifacts.Run(mine, cell["seed"]), artifacts.Run(mine, 0)
 
 
-def numbers(profile: Profile) -> dict:
+def numbers(study: Study, profile: Profile) -> dict:
     """What of the profile a cell depends on beside the aligned model."""
-    study = profile.study.model_dump(include={"course", "course_looks"})
-    return profile.model_dump(include={"domains", "narrow", "realignment", "sae", "evaluation", "steering"}) | study
+    course = profile.study.model_dump(include={"course", "course_looks"})
+    return profile.model_dump(include={"domains", "narrow", "realignment", "sae", "evaluation", "steering", *study.sections}) | course
 
 
 def configuration(study: Study, profile: Profile) -> str:
     """Hash (16 hex digits) of the profile's numbers and the study's cells: it stands in every row of a table."""
     models = profile.model_dump(include={"world_seed", "model", "alignment"})
-    return store.key_of({"study": study.name, "cells": study.cells(profile), "profile": numbers(profile) | models})
+    return store.key_of({"study": study.name, "cells": study.cells(profile), "profile": numbers(study, profile) | models})
 
 
 def cell_rows(study: Study, profile: Profile, cell: dict) -> list[dict]:
@@ -77,10 +79,13 @@ def cell_rows(study: Study, profile: Profile, cell: dict) -> list[dict]:
 
     def make(out):
         found = study.measure(run, ruler, **settings)
-        (out / "rows.json").write_text(json.dumps(found if isinstance(found, list) else [found]))
+        found = found if isinstance(found, list) else [found]
+        if clash := set(cell) & set(found[0]):
+            raise ValueError(f"a setting and a measurement are both called {clash.pop()!r}")
+        (out / "rows.json").write_text(json.dumps(found))
 
     folder = run.make(f"study-{study.name}", "-".join(str(v) for v in settings.values()), {
-        "cell": cell, "numbers": numbers(profile), "aligned": artifacts.aligned(run).name, "measure": store.code_version(*study.code)}, (), make)
+        "cell": cell, "numbers": numbers(study, profile), "aligned": artifacts.aligned(run).name, "measure": store.code_version(*study.code)}, (), make)
     return [cell | r for r in json.loads((folder / "rows.json").read_text())]
 
 
