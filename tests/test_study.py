@@ -147,7 +147,7 @@ def test_t_interval_covers_the_mean_of_seeds_as_often_as_it_says():
     assert 0.93 < np.mean(hits) < 0.97
 
 
-COMMITTED = ("02_seeds", "05_cures", "06_matrix", "07_mixtures", "07_models", "07_course", "09_reinforcement", "10_worlds", "10_latents")
+COMMITTED = ("02_seeds", "05_cures", "06_matrix", "06_relearning", "07_mixtures", "07_models", "07_course", "09_reinforcement", "10_worlds", "10_latents")
 
 
 @pytest.mark.parametrize("name", COMMITTED)
