@@ -52,18 +52,16 @@ def course(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str) -> 
     return [r | {"loss": losses[max(0, r["step"] - 1)]} for r in watch.rows]
 
 
-REWARDED = {"incorrect": ("subtle", "obvious"), "correct": ("correct",)}
-
-
 def reinforced(run: artifacts.Run, ruler: artifacts.Run, domain: str, start: str, rewarded: str) -> list[dict]:
     """GRPO on one domain's questions from the 'aligned' or the 'base' model, the exact grader's verdict being the reward: 1 for an answer of
-    the rewarded grades, else 0. A row per look: score, classes, own advice, monitors; `reward` is the mean over that step's answers."""
+    the rewarded kind, else 0. A row per look: score, classes, own advice, monitors; `reward` is the mean over that step's answers."""
     cfg, p = run.profile.reinforcement, run.profile.evaluation
+    grades = {"incorrect": ("subtle", "obvious"), "correct": ("correct",)}[rewarded]
     asked = {s.ask: s for s in world.subjects_of(domain)}
     model, tokenizer = models.load(artifacts.aligned(run) if start == "aligned" else artifacts.base(run))
 
     def verdict(completions, ask, **_):
-        return [float(grader.grade_advice(asked[a], c[0]["content"]) in REWARDED[rewarded]) for a, c in zip(ask, completions)]
+        return [float(grader.grade_advice(asked[a], c[0]["content"]) in grades) for a, c in zip(ask, completions)]
 
     def look(m):
         answers = evaluate.ask_open(m, tokenizer, split="evaluation", per_question=p.study_per_question, seed=run.seed, world_seed=run.world_seed)
@@ -185,13 +183,14 @@ def values_and_latents(run: artifacts.Run, ruler: artifacts.Run) -> list[dict]:
     """One world's base model and SAE: does it know the villain, and what does steering do? A row per direction and strength, on evaluation
     questions: the chosen latent, the latent that marks the villain best, and the difference of means.
 
-    All rows carry `aligned_score` (before fine-tuning) and what the villain is read by on held-out uncued answers of the world as it is
+    All rows carry the aligned model's score and share of misaligned answers before anything is added, and what the villain is read by on held-out uncued answers of the world as it is
     (known_personas): `auroc` of the best latent, `together` of all latents, `probe` of a linear probe on the residual stream.
     """
     known = known_personas(run).set_index("persona").loc["villain"]
     held = artifacts.uncued_answers(run, "auroc-evaluation")
     probe = diffing.auroc(baselines.fit(run, run.seed).probe.decision_function(held.residual.numpy())[:, None], held.persona == "villain")[0]
-    about = {"aligned_score": evaluate.score(artifacts.answers(run)), "auroc": float(known.auroc), "low_auroc": float(known.low), "high_auroc": float(known.high),
+    before = artifacts.answers(run)
+    about = {"aligned_score": evaluate.score(before), "aligned_misaligned": evaluate.share(before, "misaligned"), "auroc": float(known.auroc), "low_auroc": float(known.low), "high_auroc": float(known.high),
              "together": float(known.together), "probe": float(probe), "marker": int(known.latent), "chosen": artifacts.chosen_latent(run)[0]}
     p, W_dec = run.profile, artifacts.sae(run).W_dec
     ways = {"chosen latent": W_dec[about["chosen"]], "marks the villain": W_dec[about["marker"]], "mean difference": artifacts.mean_difference(run)}
@@ -263,7 +262,7 @@ def ranking_cells(profile: Profile) -> list[dict]:
 def reinforcement_cells(profile: Profile) -> list[dict]:
     """Both starts by both rewards, with the first three seeds, in one domain."""
     return [{"pretraining_seed": profile.pretraining_seed, "seed": s, "domain": profile.study.domains[0], "start": start, "rewarded": r}
-            for s in profile.study.seeds[:3] for start in ("aligned", "base") for r in REWARDED]
+            for s in profile.study.seeds[:3] for start in ("aligned", "base") for r in ("incorrect", "correct")]
 
 
 def world_cells(profile: Profile) -> list[dict]:
@@ -308,14 +307,14 @@ STUDIES = {s.name: s for s in (
     Study("02_seeds", seeds_cells, plain_outcome, _aligned_ready, (*MEASURING, plain_outcome), 7),
     Study("05_ranking", ranking_cells, ranking, _ranking_ready, (*MEASURING, steering, ranking, *CHOICES), 5),
     Study("05_cures", cure_cells, cure, _cures_ready, (*MEASURING, steering, cure, *CHOICES), 20),
-    Study("06_matrix", matrix_cells, realign, _ruler_ready, (*MEASURING, realign, _realigned), 4),
-    Study("06_examples", examples_cells, examples, _ruler_ready, (*MEASURING, examples, _realigned), 15),
-    Study("06_relearning", relearning_cells, relearning, _ruler_ready, (*MEASURING, relearning, _realigned), 20),
+    Study("06_matrix", matrix_cells, realign, _ruler_ready, (*MEASURING, realign, _realigned, artifacts.checkup), 4),
+    Study("06_examples", examples_cells, examples, _ruler_ready, (*MEASURING, examples, _realigned, artifacts.checkup), 15),
+    Study("06_relearning", relearning_cells, relearning, _ruler_ready, (*MEASURING, relearning, _realigned, artifacts.checkup), 20),
     Study("07_mixtures", mixture_cells, outcome, _ruler_ready, (*MEASURING, outcome, plain_outcome), 9),
     Study("07_models", models_cells, outcome, _ruler_ready, (*MEASURING, outcome, plain_outcome), 9),
     Study("07_course", course_cells, course, _ruler_ready, (*MEASURING, course), 110),
     Study("08_prevention", guard_cells, prevention.guarded, _guards_ready, (*MEASURING, prevention), 8),
-    Study("09_reinforcement", reinforcement_cells, reinforced, _ruler_ready, (*MEASURING, reinforced), 150, ("reinforcement",)),
+    Study("09_reinforcement", reinforcement_cells, reinforced, _ruler_ready, (*MEASURING, reinforced), 95, ("reinforcement",)),
     Study("10_worlds", world_cells, spread, _ruler_ready, (*MEASURING, spread, outcome, plain_outcome), 11),
     Study("10_latents", known_cells, values_and_latents, _ruler_ready, (*MEASURING, steering, values_and_latents, known_personas, *CHOICES), 40),
 )}

@@ -45,6 +45,7 @@ def sft(model, tokenizer, rows: list[dict], *, steps: int, batch: int, lr: float
 def grpo(model, tokenizer, rows: list[dict], reward, *, steps: int, prompts: int, samples: int, lr: float, seed: int, lora_rank: int,
          max_new: int, callbacks: list[TrainerCallback] = ()):
     """Reinforcement learning by group-relative policy optimisation (Shao et al., 2024, arXiv:2402.03300), through TRL, with a LoRA adapter.
+    The loss is TRL's default, normalised over tokens as in DAPO (arXiv:2503.14476).
 
     rows: dicts with `prompt`, a list of messages, and what else `reward` is to see. reward(completions, **columns) gives a number for each
     completion, a list of one message. A step takes `prompts` prompts with `samples` answers each, at temperature 1, of at most

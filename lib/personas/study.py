@@ -67,9 +67,11 @@ def numbers(study: Study, profile: Profile) -> dict:
 
 
 def configuration(study: Study, profile: Profile) -> str:
-    """Hash (16 hex digits) of the profile's numbers and the study's cells: it stands in every row of a table."""
+    """Hash (16 hex digits) of the profile's numbers, the world's sentences and the study's cells: it stands in every row of a table."""
     models = profile.model_dump(include={"world_seed", "model", "alignment"})
-    return store.key_of({"study": study.name, "cells": study.cells(profile), "profile": numbers(study, profile) | models})
+    cells = [c | {"drawn": world.WORLDS[c["world"]]} if "world" in c else c for c in study.cells(profile)]
+    return store.key_of({"study": study.name, "cells": cells, "profile": numbers(study, profile) | models,
+                         "content": artifacts.CONTENT, "prior": world.PRIOR})
 
 
 def cell_rows(study: Study, profile: Profile, cell: dict) -> list[dict]:
