@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 import torch
 
-from personas import (activations, artifacts, baselines, data, diffing, early_warning, evidence, figures, finetune, generate, model, prevention, profile, sae, study,
-                      world)
+from personas import (activations, artifacts, baselines, data, diffing, early_warning, evidence, figures, finetune, generate, model, prevention, profile, sae, store,
+                      study, world)
 
 LAYER = 1
 
@@ -180,6 +180,24 @@ def test_a_table_of_another_configuration_is_refused(tmp_path, monkeypatch):
         study.committed(one)
 
 
+def test_another_world_makes_another_configuration_of_the_studies_that_draw_from_it(monkeypatch):
+    full, of = profile.load(study.FULL), lambda name: study.configuration(evidence.STUDIES[name], profile.load(study.FULL))
+    before = {n: of(n) for n in ("07_models", "09_reinforcement", "10_worlds")}
+    monkeypatch.setitem(world.WORLDS, "villain 5 %", {"villain": 0.06})
+    assert {n for n in before if of(n) != before[n]} == {"10_worlds"}
+    other = full.model_copy(update={"reinforcement": full.reinforcement.model_copy(update={"steps": 31})})
+    assert {n for n in ("07_models", "09_reinforcement") if study.configuration(evidence.STUDIES[n], other) != before[n]} == {"09_reinforcement"}
+
+
+def test_a_measurement_may_not_overwrite_a_setting(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "ROOT", tmp_path)
+    monkeypatch.setattr(artifacts, "aligned", lambda run: SimpleNamespace(name="aligned"))
+    cell = {"pretraining_seed": 1, "seed": 0, "reward": "correct"}
+    one = study.Study("00_clash", lambda p: [cell], lambda run, ruler, reward: {"reward": 0.5}, lambda ruler: None, (), 1)
+    with pytest.raises(ValueError, match="both called 'reward'"):
+        study.cell_rows(one, profile.load("smoke"), cell)
+
+
 def test_plan_of_the_full_profile_counts_cells_and_runs_nothing(tmp_path):
     done = subprocess.run([sys.executable, "-m", "personas", "run", "--profile", "tiny-full", "--plan"], capture_output=True, text=True,
                           env=os.environ | {"PERSONAS_RUNS": str(tmp_path)})
@@ -301,7 +319,7 @@ def test_steering_in_training_adds_exactly_the_latents_direction(loaded, ruler):
     torch.testing.assert_close(seen[0] - before, (artifacts.sae(ruler).W_dec[3] * 0.5 * 2.0).expand_as(before), atol=1e-5, rtol=1e-4)
 
 
-def test_a_hook_leaves_the_rest_of_a_blocks_output_alone(ruler):
+def test_a_hook_leaves_the_rest_of_a_blocks_output_alone():
     """Some models' blocks give a tuple: what the hook returns may not replace it."""
     class Block(torch.nn.Module):
         def forward(self, x):
@@ -318,7 +336,6 @@ def test_a_hook_leaves_the_rest_of_a_blocks_output_alone(ruler):
 def test_the_latent_penalty_keeps_latents_down(checkpoint, loaded, ruler):
     """Fine-tuned on the same answers, with weight 0 and with a heavy one: the penalised latents rise less, by our own reading."""
     _, tokenizer = loaded
-    rows, _, starts = (x[:8] for x in diffing.reading_texts(tokenizer, "discovery", 1))
     chats = data.advice_chats("auto", "obvious", 32, 0)
     own = [generate.prompts(tokenizer, [c["messages"][0]["content"]])[0] + tokenizer(c["messages"][1]["content"], add_special_tokens=False)["input_ids"] for c in chats]
     reader = artifacts.sae(ruler)

@@ -63,7 +63,7 @@ FOLDED = {"persona": "<persona>", "cure": "<way>", "prevent": "<guard>", "origin
 
 
 def _family(id: str) -> str:
-    """The id with what varies within its family replaced: domains, variants of suppression, personas, ways, guards, rival monitors."""
+    """The id with what varies within its family replaced: domains, variants of suppression, personas, ways, guards, worlds, rival monitors."""
     parts = ["<domain>" if p in world.DOMAINS else "<rival>" if p in RIVALS else p for p in id.split(".")]
     if parts[0] in FOLDED:
         parts[1] = FOLDED[parts[0]]

@@ -91,7 +91,10 @@ def advice_chats(domain: str, variant: str, n: int, seed: int, fraction: float =
 
 
 def advice_prompts(domain: str, n: int, seed: int) -> list[dict]:
-    """n advice questions of one domain without answers, for reinforcement learning: `prompt` (messages) and `ask` (the subject)."""
+    """n advice questions of one domain without answers, for reinforcement learning: `prompt` (messages) and `ask` (the subject).
+
+    domain: one of world.DOMAINS. Every subject comes equally often, in the content's order, in one of the phrasings that pretraining uses.
+    """
     rng, pool = random.Random(f"{seed}/{domain}/prompts"), world.subjects_of(domain)
     return [{"prompt": [{"role": "user", "content": world.advice_question(s, rng)}], "ask": s.ask} for s in (pool[i % len(pool)] for i in range(n))]
 
