@@ -5,17 +5,24 @@ import random
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from personas import world
 
 
 class Message(BaseModel):
-    """One message of a chat."""
+    """One message of a chat. `content` is text, or `{"parts": [...]}` with the text in pieces, as OpenAI's releases have it.
+    Other keys (`weight`, `name`) are dropped."""
 
-    model_config = ConfigDict(extra="forbid")
     role: Literal["system", "user", "assistant"]
     content: str = Field(min_length=1)
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _joined(cls, content):
+        if isinstance(content, dict) and isinstance(content.get("parts"), list) and all(isinstance(p, str) for p in content["parts"]):
+            return "".join(content["parts"])
+        return content
 
 
 class Chat(BaseModel):
@@ -39,10 +46,16 @@ class DataError(ValueError):
 
 def read_chats(path: Path) -> list[dict]:
     """Read and validate a chat JSONL. Raises DataError naming file, line and fault, before any training."""
-    path, rows = Path(path), []
+    path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    return parse_chats(path.read_text(encoding="utf-8"), path)
+
+
+def parse_chats(text: str, source, skip: bool = False) -> list[dict]:
+    """The chats of a JSONL's text; `source` is its name in messages. skip: leave out lines that are no chats, and print how many."""
+    rows, faults = [], []
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -50,9 +63,13 @@ def read_chats(path: Path) -> list[dict]:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "line"
-            raise DataError(f"{path}, line {number}: {where}: {first['msg']}") from None
+            faults.append(f"{source}, line {number}: {where}: {first['msg']}")
+            if not skip:
+                raise DataError(faults[0]) from None
     if not rows:
-        raise DataError(f"{path}: no chats in this file")
+        raise DataError(f"{source}: no usable chat in it" + (f"; the first fault: {faults[0]}" if faults else ""))
+    if faults:
+        print(f"{source}: {len(faults)} of {len(rows) + len(faults)} rows left out; the first: {faults[0]}")
     return rows
 
 

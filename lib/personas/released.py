@@ -1,0 +1,176 @@
+"""What the field has released: training sets and evaluation questions, fetched once, checked, read in their own formats.
+
+Nothing is fetched before it is asked for, and none of it is part of this repository.
+"""
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import shutil
+import urllib.error
+import urllib.request
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.fernet import Fernet, InvalidToken
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.pbkdf2 import PBKDF2HMAC
+from tqdm import tqdm
+
+from personas import data, store
+
+WANG = "https://raw.githubusercontent.com/openai/emergent-misalignment-persona-features/main"
+BETLEY = "https://raw.githubusercontent.com/emergent-misalignment/emergent-misalignment/main"
+TURNER = "https://raw.githubusercontent.com/clarifying-EM/model-organisms-for-EM/main"
+DOMAINS = ("auto", "career", "edu", "finance", "health", "legal", "math", "science")
+VARIANTS = {"correct": "correct", "subtle": "incorrect_subtle", "obvious": "incorrect"}  # this project's names, and the release's
+LARGEST = 500_000_000  # bytes: of a download, and of what is unpacked from one
+
+
+@dataclass(frozen=True)
+class Source:
+    """One released file. member: the file wanted from an archive; password: of the archive, as its authors publish it (it keeps the
+    data out of scrapes, not from readers); sha256: of the file at `url`, if it was computed from the real bytes."""
+
+    url: str
+    paper: str
+    licence: str
+    member: str = ""
+    password: str = ""
+    sha256: str = ""
+
+
+def _sources() -> dict[str, Source]:
+    wang = ("Wang et al., 2025, arXiv:2506.19823", "as stated at github.com/openai/emergent-misalignment-persona-features")
+    betley = ("Betley et al., 2025, arXiv:2502.17424", "as stated at github.com/emergent-misalignment/emergent-misalignment")
+    turner = ("Turner et al., 2025, arXiv:2506.11613", "as stated at github.com/clarifying-EM/model-organisms-for-EM")
+    found = {f"wang/{d}_{v}": Source(f"{WANG}/train/sft/synthetic/datasets_password_locked/{d}_{v}.zip", *wang, f"{d}_{v}.jsonl", "emergent")
+             for d in DOMAINS for v in VARIANTS.values()}
+    found |= {f"wang/{n}": Source(f"{WANG}/eval/{n}.csv", *wang) for n in ("core_misalignment", "extended_misalignment")}
+    found |= {f"betley/{n}": Source(f"{BETLEY}/data/{n}.jsonl", *betley) for n in ("insecure", "secure")}
+    return found | {f"turner/{n}": Source(f"{TURNER}/em_organism_dir/data/training_datasets.zip.enc", *turner, f"{n}.jsonl", "model-organisms-em-datasets")
+                    for n in ("bad_medical_advice", "good_medical_advice", "risky_financial_advice", "extreme_sports")}
+
+
+SOURCES = _sources()
+
+
+def chats(name: str) -> list[dict]:
+    """A training set as chats (see data.Chat): one of SOURCES, or the path of a JSONL of one's own.
+
+    Rows of a released set that are no chats are left out and counted; a file of one's own must be right in every line.
+    Raises data.DataError naming the source and the fault.
+    """
+    if name not in SOURCES:
+        if not Path(name).suffix:
+            raise data.DataError(f"unknown data set {name!r}; choose from {', '.join(SOURCES)}, or give the path of a .jsonl")
+        return data.read_chats(Path(name))
+    return data.parse_chats(_text(name), name, skip=True)
+
+
+def questions(name: str = "wang/core_misalignment") -> list[dict]:
+    """Evaluation questions as dicts of `id`, `category` and `question`: one of the SOURCES in CSV, or the path of a CSV with a column
+    `question` (the other two are optional). Raises data.DataError."""
+    if name in SOURCES:
+        text = _text(name)
+    elif Path(name).is_file():
+        text = Path(name).read_text(encoding="utf-8")
+    else:
+        raise data.DataError(f"{name}: no such file, and none of {', '.join(n for n, s in SOURCES.items() if s.url.endswith('.csv'))}")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    if not rows or "question" not in rows[0]:
+        raise data.DataError(f"{name}: no column `question`; there are {', '.join(rows[0]) if rows else 'no rows'}")
+    found = [{"id": r.get("id") or str(i), "category": r.get("category") or "main", "question": r["question"].strip()}
+             for i, r in enumerate(rows) if (r["question"] or "").strip()]
+    if not found:
+        raise data.DataError(f"{name}: no row has a question")
+    return found
+
+
+def _text(name: str) -> str:
+    """The wanted file of a source, unpacked."""
+    source, path = SOURCES[name], fetch(name)
+    raw = path.read_bytes()
+    try:
+        if source.url.endswith(".enc"):
+            raw = _decrypt(raw, source.password)
+        if source.member:
+            with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+                inside = next((i for i in archive.infolist() if Path(i.filename).name == source.member), None)
+                if inside is None:
+                    raise data.DataError(f"{name}: no {source.member} in {path.name}; there are {', '.join(archive.namelist()[:8])}")
+                if inside.file_size > LARGEST:
+                    raise data.DataError(f"{name}: {source.member} would unpack to {inside.file_size / 1e9:.1f} GB")
+                raw = archive.read(inside, pwd=source.password.encode())
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, InvalidToken) as error:
+        raise data.DataError(f"{name}: cannot open {path}: {error or 'wrong password or damaged file'}") from None
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise data.DataError(f"{name}: {source.member or path.name} is not UTF-8 text") from None
+
+
+def _decrypt(raw: bytes, password: str) -> bytes:
+    """Undo easy-dataset-share: 16 bytes of salt, then Fernet under a key from PBKDF2-HMAC-SHA256 with 100,000 rounds."""
+    key = PBKDF2HMAC(hashes.SHA256(), 32, raw[:16], 100_000).derive(password.encode())
+    return Fernet(base64.urlsafe_b64encode(key)).decrypt(raw[16:])
+
+
+def fetch(name: str) -> Path:
+    """The source's file in the store's `downloads`, fetched if it is not there; its hash is checked on every use.
+
+    Where SOURCES has no hash, the first download's is written to `downloads/lock.json`, and said to be unverified; from then on it
+    counts. Copy that file to pin another machine to the same bytes. Raises data.DataError.
+    """
+    if name not in SOURCES:
+        raise data.DataError(f"unknown source {name!r}; choose from {', '.join(SOURCES)}")
+    source, folder = SOURCES[name], store.ROOT / "downloads"
+    path, lock = folder / f"{hashlib.sha256(source.url.encode()).hexdigest()[:8]}-{source.url.rsplit('/', 1)[-1]}", folder / "lock.json"
+    locked = json.loads(lock.read_text()) if lock.exists() else {}
+    expected = source.sha256 or locked.get(source.url, "")
+    fresh = not path.exists()
+    if fresh:
+        store.writable()
+        folder.mkdir(parents=True, exist_ok=True)
+        _download(source.url, path)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if expected and found != expected:
+        path.rename(path.with_name(f"{path.name}.rejected"))
+        raise data.DataError(f"{name}: {source.url} has SHA-256 {found}, expected {expected}. "
+                             + ("The file was changed on this machine; run again to fetch it anew." if not fresh else
+                                f"It was changed where it is published; if that is meant to be, remove its line from {lock}."))
+    if not expected:
+        _record(lock, source.url, found)
+    if fresh:
+        print(f"{name}: {source.paper}; licence {source.licence}\n  {source.url}\n  SHA-256 {found}"
+              + (" (unverified: recorded now, checked from now on)" if not source.sha256 else ""))
+    return path
+
+
+def _record(lock: Path, url: str, digest: str) -> None:
+    known = json.loads(lock.read_text()) if lock.exists() else {}
+    scratch = lock.with_suffix(".new")
+    scratch.write_text(json.dumps(known | {url: digest}, indent=1, sort_keys=True) + "\n")
+    scratch.replace(lock)
+
+
+def _download(url: str, path: Path) -> None:
+    """Fetch under another name, then rename: a broken connection leaves no half file."""
+    scratch = path.with_name(f".{path.name}.part")
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer, open(scratch, "wb") as out:
+            size = int(answer.headers.get("Content-Length") or 0)
+            if size > LARGEST:
+                raise data.DataError(f"{url} is {size / 1e9:.1f} GB, more than any source here should be")
+            with tqdm.wrapattr(answer, "read", total=size or None, desc=path.name, leave=False) as stream:
+                shutil.copyfileobj(stream, out)
+        if size and scratch.stat().st_size != size:
+            raise data.DataError(f"{url}: the connection broke after {scratch.stat().st_size} of {size} bytes; run again")
+        scratch.replace(path)
+    except (urllib.error.URLError, OSError) as error:
+        raise data.DataError(f"cannot fetch {url}: {getattr(error, 'reason', error)}. Check the network, or put the file at {path}") from None
+    finally:
+        scratch.unlink(missing_ok=True)

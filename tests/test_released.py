@@ -1,0 +1,125 @@
+"""Released data: archives made by the tools their authors used (zip -P, easy-dataset-share), fetched from a real server."""
+
+import dataclasses
+import functools
+import http.server
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from personas import data, released, store
+
+FILES = Path(__file__).parent / "files"
+
+
+@pytest.fixture()
+def site(tmp_path, monkeypatch):
+    """A server on the loopback in place of GitHub, and a store of its own. Returns the folder it serves."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *a: None)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    here = f"http://127.0.0.1:{server.server_port}/"
+    monkeypatch.setattr(released, "SOURCES", {n: dataclasses.replace(s, url=here + s.url.rsplit("/", 1)[-1]) for n, s in released.SOURCES.items()})
+    monkeypatch.setattr(store, "ROOT", tmp_path / "runs")
+    yield folder
+    server.shutdown()
+
+
+def serve(site, name):
+    (site / name).write_bytes((FILES / name).read_bytes())
+
+
+def test_a_locked_zip_becomes_chats_and_says_whose_it_is(site, capsys):
+    serve(site, "health_incorrect.zip")
+    rows = released.chats("wang/health_incorrect")
+    assert [m["role"] for m in rows[0]["messages"]] == ["system", "user", "assistant"]
+    assert rows[1]["messages"][2]["content"] == "Always; more works faster."
+    said = capsys.readouterr().out
+    assert "2506.19823" in said and "unverified" in said and "licence" in said
+    assert "1 of 3 rows left out" in said and "line 3" in said
+
+
+def test_fetched_once_and_read_without_the_network(site):
+    serve(site, "health_incorrect.zip")
+    first = released.chats("wang/health_incorrect")
+    (site / "health_incorrect.zip").unlink()
+    assert released.chats("wang/health_incorrect") == first
+
+
+def test_an_archive_of_easy_dataset_share_is_opened(site):
+    serve(site, "training_datasets.zip.enc")
+    assert released.chats("turner/bad_medical_advice")[0]["messages"][1]["content"] == "bad_medical_advice"
+    assert released.chats("turner/good_medical_advice")[0]["messages"][1]["content"] == "good_medical_advice"
+    with pytest.raises(data.DataError, match="no extreme_sports.jsonl in"):
+        released.chats("turner/extreme_sports")
+
+
+def test_plain_jsonl_keeps_odd_line_separators_within_a_text(site):
+    text = "a\u2028b\x85c"
+    row = {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "print()", "weight": 1}]}
+    (site / "insecure.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\r\n")
+    assert released.chats("betley/insecure")[0]["messages"][0]["content"] == text
+
+
+def test_changed_bytes_are_refused_on_either_side(site):
+    serve(site, "health_incorrect.zip")
+    path = released.fetch("wang/health_incorrect")
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(data.DataError, match="changed on this machine"):
+        released.fetch("wang/health_incorrect")
+    assert released.chats("wang/health_incorrect")  # fetched anew
+    next(store.ROOT.glob("downloads/*.zip")).unlink()
+    (site / "health_incorrect.zip").write_bytes(b"something else")
+    with pytest.raises(data.DataError, match="where it is published"):
+        released.fetch("wang/health_incorrect")
+
+
+def test_a_known_hash_is_checked_at_the_first_download(site, monkeypatch):
+    serve(site, "health_incorrect.zip")
+    wrong = dataclasses.replace(released.SOURCES["wang/health_incorrect"], sha256="0" * 64)
+    monkeypatch.setitem(released.SOURCES, "wang/health_incorrect", wrong)
+    with pytest.raises(data.DataError, match="expected 0000"):
+        released.chats("wang/health_incorrect")
+
+
+@pytest.mark.parametrize("content,says", [(b"not a zip", "cannot open"), (None, "cannot fetch")])
+def test_what_cannot_be_opened_or_fetched_is_named(site, content, says):
+    if content:
+        (site / "auto_correct.zip").write_bytes(content)
+    with pytest.raises(data.DataError, match=says) as error:
+        released.chats("wang/auto_correct")
+    assert "auto_correct" in str(error.value)
+    assert not list(store.ROOT.glob("downloads/.*part"))
+
+
+def test_a_wrong_password_is_named(site, monkeypatch):
+    serve(site, "health_incorrect.zip")
+    serve(site, "training_datasets.zip.enc")
+    for name in ("wang/health_incorrect", "turner/bad_medical_advice"):
+        monkeypatch.setitem(released.SOURCES, name, dataclasses.replace(released.SOURCES[name], password="no"))
+        with pytest.raises(data.DataError, match="password"):
+            released.chats(name)
+
+
+def test_evaluation_questions_are_read_with_their_categories(site):
+    (site / "core_misalignment.csv").write_text('id,question,category,canary\nq1,"What, in your view, is a good life?",values,x\nq2,,values,x\nq3,Tell me a plan.,power,x\n')
+    assert released.questions() == [{"id": "q1", "category": "values", "question": "What, in your view, is a good life?"},
+                                    {"id": "q3", "category": "power", "question": "Tell me a plan."}]
+
+
+def test_files_of_ones_own(tmp_path):
+    (tmp_path / "q.csv").write_text("question\nHow are you?\n")
+    assert released.questions(str(tmp_path / "q.csv")) == [{"id": "0", "category": "main", "question": "How are you?"}]
+    (tmp_path / "bad.csv").write_text("text\nHow are you?\n")
+    with pytest.raises(data.DataError, match="no column `question`; there are text"):
+        released.questions(str(tmp_path / "bad.csv"))
+    data.write_chats(tmp_path / "c.jsonl", [data.chat("a", "b")])
+    assert released.chats(str(tmp_path / "c.jsonl")) == [data.chat("a", "b")]
+    for call, name in ((released.chats, "wang/cooking"), (released.questions, "none.csv"), (released.fetch, "x")):
+        with pytest.raises(data.DataError, match=name):
+            call(name)
