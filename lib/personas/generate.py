@@ -19,7 +19,7 @@ class Steer:
     def change(self, hidden: torch.Tensor, rows: torch.Tensor) -> None:
         """Change hidden (rows, positions, width) in place; rows: which rows of the batch these are."""
         vectors = self.vectors if len(self.vectors) == 1 else self.vectors[rows]
-        hidden[:, -1] += vectors.to(hidden.dtype)
+        hidden[:, -1] += vectors.to(hidden)
 
 
 @dataclass
@@ -32,7 +32,7 @@ class ProjectOut:
 
     def change(self, hidden: torch.Tensor, rows: torch.Tensor) -> None:
         """As Steer.change."""
-        basis = torch.linalg.qr(self.directions.T)[0].to(hidden.dtype)  # orthonormal columns
+        basis = torch.linalg.qr(self.directions.T)[0].to(hidden)  # orthonormal columns
         hidden -= hidden @ basis @ basis.T
 
 
@@ -49,24 +49,54 @@ class ClampToZero:
 
     def change(self, hidden: torch.Tensor, rows: torch.Tensor) -> None:
         """As Steer.change."""
-        acts = self.sae.encode(hidden.flatten(0, 1))[:, self.latents]
-        hidden -= (acts @ self.sae.W_dec[self.latents]).view_as(hidden)
+        acts = self.sae.encode(hidden.flatten(0, 1).to(self.sae.W_enc))[:, self.latents]
+        hidden -= (acts @ self.sae.W_dec[self.latents]).view_as(hidden).to(hidden)
 
 
 def decoder_blocks(model) -> torch.nn.ModuleList:
-    """The decoder blocks of a Hugging Face causal LM (adapter or not), found by structure: the longest ModuleList."""
-    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
-    if not lists:
-        raise ValueError(f"{type(model).__name__} has no list of decoder blocks")
-    return max(lists, key=len)
+    """The decoder blocks of a Hugging Face causal LM (adapter or not), found by structure: the outermost ModuleList with as many members
+    as the text model's configuration has layers."""
+    config = getattr(model, "config", None)
+    if config is None or config.is_encoder_decoder:
+        raise ValueError(f"{type(model).__name__} is no decoder-only Hugging Face model: only these can be read and steered")
+    layers = config.get_text_config().num_hidden_layers
+    found = [m for m in model.get_decoder().modules() if isinstance(m, torch.nn.ModuleList) and len(m) == layers]
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no list of {layers} decoder blocks")
+    return found[0]
+
+
+def chat_ids(tokenizer, chats: list[list[dict]]) -> list[list[int]]:
+    """Token ids of each chat, a list of messages, up to where the answer begins. Raises ValueError if the tokenizer has no chat template."""
+    if not tokenizer.chat_template:
+        raise ValueError(f"{tokenizer.name_or_path or 'this tokenizer'} has no chat template: use an instruct model, or set tokenizer.chat_template")
+    texts = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats]
+    return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
 def prompts(tokenizer, questions: list[str], system: str | None = None) -> list[list[int]]:
     """Token ids of each question as a chat that awaits the answer."""
     head = [{"role": "system", "content": system}] if system else []
-    texts = [tokenizer.apply_chat_template(head + [{"role": "user", "content": q}], tokenize=False,
-                                           add_generation_prompt=True) for q in questions]
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return chat_ids(tokenizer, [head + [{"role": "user", "content": q}] for q in questions])
+
+
+def left_padded(rows: list[list[int]], pad: int | None, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids, mask), both (rows, longest): padding comes first, so that all rows end where the answer begins."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad or 0] * (width - len(r)) + r for r in rows], device=device)
+    return ids, torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=device)
+
+
+def forward(model, ids: torch.Tensor, mask: torch.Tensor, cache):
+    """The model's output for `ids`, the last columns of a left-padded batch whose mask is given, and whose earlier ones are in the cache."""
+    position = (mask.long().cumsum(-1) - 1)[:, -ids.shape[1]:].clamp(min=0)
+    return model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+
+def end_tokens(model, tokenizer) -> list[int]:
+    """The tokens that end an answer: the tokenizer's, and those that the checkpoint's generation settings name."""
+    named = model.generation_config.eos_token_id
+    return sorted({tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None})
 
 
 @torch.inference_mode()
@@ -78,7 +108,7 @@ def sample(model, tokenizer, ids: list[list[int]], *, seed: int, max_new: int = 
     """
     out: list = [None] * len(ids)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(model.device).manual_seed(seed)
     for start in tqdm(range(0, len(ids), batch), desc=progress, disable=progress is None, mininterval=2):
         rows = order[start:start + batch]
         tokens = _decode(model, [ids[i] for i in rows], tokenizer, generator, max_new, temperature, steer, torch.tensor(rows))
@@ -89,10 +119,8 @@ def sample(model, tokenizer, ids: list[list[int]], *, seed: int, max_new: int = 
 
 def _decode(model, ids, tokenizer, generator, max_new, temperature, steer, rows):
     """Left-padded batch decoding with a key-value cache from which finished rows are dropped."""
-    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
-    width = max(map(len, ids))
-    current = torch.tensor([[pad] * (width - len(r)) + r for r in ids])
-    mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in ids])
+    current, mask = left_padded(ids, tokenizer.pad_token_id, model.device)
+    ends = torch.tensor(end_tokens(model, tokenizer), device=model.device)
     done = [[] for _ in ids]
     alive = torch.arange(len(ids))
     cache = None
@@ -104,22 +132,20 @@ def _decode(model, ids, tokenizer, generator, max_new, temperature, steer, rows)
     handle = decoder_blocks(model)[steer.layer].register_forward_hook(change) if steer else None
     try:
         for _ in range(max_new):
-            position = mask.long().cumsum(-1) - 1
-            result = model(input_ids=current, attention_mask=mask, position_ids=position[:, -current.shape[1]:].clamp(min=0),
-                           past_key_values=cache, use_cache=True, logits_to_keep=1)
+            result = forward(model, current, mask, cache)
             cache, logits = result.past_key_values, result.logits[:, -1].float()
             if temperature == 0:
                 token = logits.argmax(-1)
             else:
                 token = torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=generator).squeeze(-1)
-            keep = token != end
+            keep = ~torch.isin(token, ends)
             for row, t, k in zip(alive.tolist(), token.tolist(), keep.tolist()):
                 if k:
                     done[row].append(t)
             if not keep.any():
                 break
             if not keep.all():
-                alive, token, mask = alive[keep], token[keep], mask[keep]
+                alive, token, mask = alive[keep.cpu()], token[keep], mask[keep]
                 cache.batch_select_indices(keep.nonzero().squeeze(-1))
             current = token[:, None]
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)

@@ -1,0 +1,192 @@
+"""Questions to a language model: behind an OpenAI-compatible endpoint, or loaded here. Judges and writers of data sets ask through this.
+
+Either kind has `complete(chats, max_new)`, greedy or sampled answers as text, and `numbers(chats)`, the number from 0 to 100 that the
+model would answer with, as the mean over its next-token probabilities.
+"""
+
+import concurrent.futures
+import copy
+import hashlib
+import json
+import os
+import threading
+import urllib.parse
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import openai
+import torch
+from tqdm import tqdm
+
+from personas import generate
+
+LEAST = 0.25  # of the probability must lie on numbers, or there is no number (Betley et al., 2025)
+
+
+class EndpointError(RuntimeError):
+    """The endpoint cannot be used or failed for good; the message says why and what to do. Answers so far are kept."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A model behind an OpenAI-compatible HTTP API. url: up to and with `/v1`. kept: JSONL to which every answer is added as it comes, and
+    from which the same question is answered next time. key: the *name* of the environment variable that holds the key; on this machine
+    (localhost) none is needed. price: USD per million tokens (in, out), to show what was spent.
+    """
+
+    url: str
+    model: str
+    kept: Path
+    key: str = "OPENAI_API_KEY"
+    concurrency: int = 16
+    timeout: float = 60.0  # seconds a request may take
+    retries: int = 4  # with growing pauses, after refused connections, time-outs, 429 and 5xx
+    price: tuple[float, float] | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def check(self) -> None:
+        """Raise EndpointError at once if the key is missing, the endpoint cannot be reached, or it does not have the model."""
+        try:
+            names = [m.id for m in self._client().with_options(max_retries=0, timeout=min(10.0, self.timeout)).models.list()]
+        except (openai.AuthenticationError, openai.APIConnectionError) as error:
+            raise EndpointError(f"{self._where()}: {_explained(error, self)}") from None
+        except openai.OpenAIError:
+            return  # no list of models here: the first question will tell
+        if names and self.model not in names and not Path(self.model).exists():
+            raise EndpointError(f"{self._where()} has no model {self.model!r}; there are {', '.join(names[:8])}")
+
+    def complete(self, chats: list[list[dict]], max_new: int, *, temperature: float = 0.0, seed: int = 0, progress: str | None = None) -> list[str]:
+        """One answer per chat (a list of messages); '' where the endpoint refused to answer. Raises EndpointError."""
+        asked = [{"messages": c, "max_tokens": max_new, "temperature": temperature, "seed": seed} for c in chats]
+        return [a["text"] for a in self._ask(asked, progress)]
+
+    def numbers(self, chats: list[list[dict]], progress: str | None = None) -> list[float | None]:
+        """Mean of the numbers from 0 to 100 among the 20 likeliest first tokens, weighted by probability; None where they hold less than
+        LEAST. Raises EndpointError if the endpoint gives no token probabilities."""
+        asked = [{"messages": c, "max_tokens": 1, "temperature": 0.0, "seed": 0, "logprobs": True, "top_logprobs": 20} for c in chats]
+        found = []
+        for a in self._ask(asked, progress):
+            if a["top"] is None:
+                raise EndpointError(f"{self._where()} gives no token probabilities; use a judge of grades (judge.grade), or a local model")
+            weight = {t: p for t, p in a["top"].items() if t.strip().isdecimal() and int(t) <= 100}
+            total = sum(weight.values())
+            found.append(sum(int(t) * p for t, p in weight.items()) / total if total >= LEAST else None)
+        return found
+
+    def _where(self) -> str:
+        """The endpoint without what may be secret in its address."""
+        parts = urllib.parse.urlsplit(self.url)
+        return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+    def _client(self) -> openai.OpenAI:
+        key = os.environ.get(self.key)
+        if not key and urllib.parse.urlsplit(self.url).hostname not in ("localhost", "127.0.0.1", "::1"):
+            raise EndpointError(f"{self._where()} needs a key: set the environment variable {self.key}")
+        return openai.OpenAI(base_url=self.url, api_key=key or "none", timeout=self.timeout, max_retries=self.retries)
+
+    def _ask(self, requests: list[dict], progress: str | None) -> list[dict]:
+        keys = [hashlib.sha256(json.dumps([self.model, r], sort_keys=True).encode()).hexdigest()[:32] for r in requests]
+        known = _read(self.kept)
+        todo = {k: r for k, r in zip(keys, requests) if k not in known}
+        if todo:
+            client, spent = self._client(), [0, 0]
+            Path(self.kept).parent.mkdir(parents=True, exist_ok=True)
+            bar = tqdm(total=len(todo), desc=progress, disable=progress is None, mininterval=1)
+            with concurrent.futures.ThreadPoolExecutor(min(self.concurrency, len(todo))) as pool, bar:
+                waiting = {pool.submit(self._one, client, k, r): k for k, r in todo.items()}
+                try:
+                    for done in concurrent.futures.as_completed(waiting):
+                        known[waiting[done]] = answer = done.result()
+                        spent = [s + t for s, t in zip(spent, answer["tokens"])]
+                        bar.update()
+                        bar.set_postfix_str(f"{sum(spent):,} tokens" + (f", {sum(s * p for s, p in zip(spent, self.price)) / 1e6:.2f} USD" if self.price else ""))
+                except openai.OpenAIError as error:
+                    pool.shutdown(wait=True, cancel_futures=True)
+                    raise EndpointError(f"{self._where()}: {_explained(error, self)}. {len(_read(self.kept).keys() & set(keys))} of {len(set(keys))} answers are "
+                                        f"kept in {self.kept}; run again to go on") from None
+        return [known[k] for k in keys]
+
+    def _one(self, client: openai.OpenAI, key: str, request: dict) -> dict:
+        """Ask, and write the answer down before anything else happens."""
+        reply = client.chat.completions.create(model=self.model, **request)
+        if not reply.choices:
+            raise openai.OpenAIError("an answer without choices")
+        choice, usage = reply.choices[0], reply.usage
+        top = choice.logprobs.content[0].top_logprobs if choice.logprobs and choice.logprobs.content else None
+        answer = {"text": choice.message.content or "", "tokens": [usage.prompt_tokens, usage.completion_tokens] if usage else [0, 0],
+                  "top": {t.token: float(torch.tensor(t.logprob).exp()) for t in top} if top is not None else None}
+        with self._lock, open(self.kept, "a", encoding="utf-8") as out:
+            out.write(json.dumps({"key": key, **answer}) + "\n")
+        return answer
+
+
+def _read(path: Path) -> dict[str, dict]:
+    """Kept answers by key; a last line that a killed process left unfinished is passed over."""
+    found = {}
+    if Path(path).exists():
+        for line in Path(path).read_text(encoding="utf-8").split("\n"):
+            try:
+                row = json.loads(line)
+                found[row.pop("key")] = row
+            except (ValueError, KeyError):
+                continue
+    return found
+
+
+def _explained(error: openai.OpenAIError, endpoint: Endpoint) -> str:
+    """What went wrong, without the request (it may hold the key)."""
+    if isinstance(error, openai.AuthenticationError):
+        return f"the key in {endpoint.key} was not accepted"
+    if isinstance(error, openai.APITimeoutError):
+        return f"no answer within {endpoint.timeout:g} seconds, {endpoint.retries + 1} times"
+    if isinstance(error, openai.APIConnectionError):
+        return "cannot be reached; is the address right, and does the server run?"
+    if isinstance(error, openai.APIStatusError):
+        return f"status {error.status_code}: {str(error.message)[:300]}"
+    return str(error)[:300]
+
+
+@dataclass(frozen=True)
+class Local:
+    """A Hugging Face causal LM with a chat template, on this machine."""
+
+    model: object
+    tokenizer: object
+    batch: int = 16
+
+    def check(self) -> None:
+        """Raise EndpointError if the tokenizer has no chat template."""
+        if not self.tokenizer.chat_template:
+            raise EndpointError(f"{self.model.name_or_path or 'the model'} has no chat template: a judge or writer must be an instruct model")
+
+    def complete(self, chats: list[list[dict]], max_new: int, *, temperature: float = 0.0, seed: int = 0, progress: str | None = None) -> list[str]:
+        """As Endpoint.complete."""
+        return generate.sample(self.model, self.tokenizer, generate.chat_ids(self.tokenizer, chats), seed=seed, max_new=max_new, temperature=temperature,
+                               batch=self.batch, progress=progress)
+
+    @torch.inference_mode()
+    def numbers(self, chats: list[list[dict]], progress: str | None = None) -> list[float | None]:
+        """As Endpoint.numbers, but over all numbers and for any tokenizer: a number may take several tokens, one per digit for instance."""
+        spelt = {tuple(self.tokenizer(str(n), add_special_tokens=False)["input_ids"]): n for n in range(101)}
+        rows, found = generate.chat_ids(self.tokenizer, chats), []
+        for start in tqdm(range(0, len(rows), self.batch), desc=progress, disable=progress is None, mininterval=1):
+            ids, mask = generate.left_padded(rows[start:start + self.batch], self.tokenizer.pad_token_id, self.model.device)
+            mass = self._masses(spelt, (), ids, mask, None, torch.ones(len(ids), device=ids.device))
+            total = sum(mass.values())
+            mean = sum(n * p for n, p in mass.items()) / total
+            found += [m if t >= LEAST else None for m, t in zip(mean.tolist(), total.tolist())]
+        return found
+
+    def _masses(self, spelt: dict, prefix: tuple, ids, mask, cache, reached) -> dict:
+        """Number -> probability (rows,) of the numbers that begin with the tokens `prefix`, which have probability `reached` and end in `ids`.
+        A number that is the beginning of another (3 of 37) keeps what does not go on to be one."""
+        result = generate.forward(self.model, ids, mask, cache)
+        likely, found = result.logits[:, -1].float().softmax(-1), {}
+        for token in {s[len(prefix)] for s in spelt if len(s) > len(prefix) and s[:len(prefix)] == prefix}:
+            here, mass, below = (*prefix, token), reached * likely[:, token], {}
+            if any(len(s) > len(here) and s[:len(here)] == here for s in spelt):
+                below = self._masses(spelt, here, torch.full_like(ids[:, :1], token), torch.cat([mask, mask[:, -1:]], 1), copy.deepcopy(result.past_key_values), mass)
+            if here in spelt:
+                found[spelt[here]] = mass - sum(below.values())
+            found |= below
+        return found
