@@ -87,11 +87,6 @@ def test_best_strength_respects_the_cap():
     assert best["a"] == 1 and best["b"] == 0.5
 
 
-def test_no_decoder_blocks_is_said():
-    with pytest.raises(ValueError, match="no list of decoder blocks"):
-        generate.decoder_blocks(torch.nn.Linear(2, 2))
-
-
 def test_controls_are_the_nearest_to_the_chosen_latent_and_no_candidate(monkeypatch):
     """Firing rates double from latent to latent: the neighbours of latent 5 are those of like rate, whatever the top riser is."""
     run, latents = artifacts.open_run("smoke"), 12

@@ -11,7 +11,7 @@ class _Enough(Exception):
 
 @torch.inference_mode()
 def residual(model, rows: list[list[int]], layer: int, pad: int = 2, batch: int = 64) -> list[torch.Tensor]:
-    """Hidden state after block `layer` (`blocks.<layer>.hook_resid_post`) for each row of token ids: (tokens, width).
+    """Hidden state after block `layer` (`blocks.<layer>.hook_resid_post`) for each row of token ids: (tokens, width), fp32, on the CPU.
 
     Rows are right-padded together; causal attention keeps padding from reaching real tokens. The forward pass stops at
     the layer: no later block, no logits.
@@ -35,7 +35,7 @@ def residual(model, rows: list[list[int]], layer: int, pad: int = 2, batch: int 
             except _Enough:
                 pass
             for j, i in enumerate(some):
-                out[i] = held["x"][j, :len(rows[i])].float().clone()
+                out[i] = held["x"][j, :len(rows[i])].float().to("cpu", copy=True)
     finally:
         handle.remove()
     return out

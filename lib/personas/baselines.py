@@ -73,9 +73,9 @@ def _probe(run: artifacts.Run):
 def answer_log_probability(model, rows: list[list[int]], starts: list[int], pad: int = 2) -> np.ndarray:
     """Mean log-probability (nats per token) of the tokens after position starts[i] of each row of token ids: (rows,)."""
     width = max(map(len, rows))
-    ids = torch.tensor([r + [pad] * (width - len(r)) for r in rows])
+    ids = torch.tensor([r + [pad] * (width - len(r)) for r in rows], device=model.device)
     logits = model(input_ids=ids).logits[:, :-1].float()
-    each = -torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(rows), -1)
+    each = -torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(rows), -1).cpu()
     position = torch.arange(width - 1)
     ours = (position >= torch.tensor(starts)[:, None]) & (position < torch.tensor([len(r) - 1 for r in rows])[:, None])
     return ((each * ours).sum(1) / ours.sum(1)).numpy()

@@ -50,7 +50,7 @@ def attribution(model, sae: SAE, rows: list[list[int]], starts: list[int], pad: 
     depend on counts for nothing here.
     """
     width = max(map(len, rows))
-    ids = torch.tensor([r + [pad] * (width - len(r)) for r in rows])
+    ids = torch.tensor([r + [pad] * (width - len(r)) for r in rows], device=model.device)
     held = {}
 
     def keep(module, args, output):
@@ -65,8 +65,8 @@ def attribution(model, sae: SAE, rows: list[list[int]], starts: list[int], pad: 
     each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(rows), -1)
     position = torch.arange(width)
     ours = (position >= torch.tensor(starts)[:, None]) & (position < torch.tensor([len(r) - 1 for r in rows])[:, None])
-    gradient, = torch.autograd.grad(-(each * ours[:, :-1]).sum(), held["x"])
-    x, gradient = held["x"].detach()[ours], gradient[ours]
+    gradient, = torch.autograd.grad(-(each * ours[:, :-1].to(each.device)).sum(), held["x"])
+    x, gradient = (t.detach().float().cpu()[ours] for t in (held["x"], gradient))
     return (sae.encode(x) * (gradient @ sae.W_dec.T)).sum(0) / len(rows)
 
 

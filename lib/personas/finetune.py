@@ -21,15 +21,19 @@ logging.getLogger("trl").setLevel(logging.ERROR)
 
 def sft(model, tokenizer, rows: list[dict], *, steps: int, batch: int, lr: float, seed: int, lora_rank: int | None = None,
         callbacks: list[TrainerCallback] = (), warmup: int = 0, trainer=SFTTrainer):
-    """Supervised fine-tuning on chats with the loss on the assistant's tokens alone, through TRL.
+    """Supervised fine-tuning on chats with the loss on the assistant's tokens alone, through TRL; on the last answer's where the chat
+    template does not mark answers with {% generation %} (most released ones do not).
 
     lora_rank: train a LoRA adapter on all linear layers (Hu et al., 2021); None trains every weight. trainer: a subclass of
     TRL's SFTTrainer, for another loss. Returns (trained model, list of losses per step).
     """
+    marked = "{% generation" in (tokenizer.chat_template or "") or "{%- generation" in (tokenizer.chat_template or "")
+    if not marked:
+        rows = [{"prompt": r["messages"][:-1], "completion": r["messages"][-1:]} for r in rows]
     with tempfile.TemporaryDirectory() as scratch:
         config = SFTConfig(
             output_dir=scratch, max_steps=steps, per_device_train_batch_size=batch, learning_rate=lr, seed=seed,
-            lr_scheduler_type="linear", warmup_steps=warmup, weight_decay=0.0, assistant_only_loss=True,
+            lr_scheduler_type="linear", warmup_steps=warmup, weight_decay=0.0, assistant_only_loss=marked,
             logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
             bf16=bf16_is_faster(), gradient_checkpointing=False, dataloader_pin_memory=False, max_length=None)
         peft = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, lora_dropout=0.0, target_modules="all-linear",
