@@ -196,7 +196,8 @@ def test_a_line_that_a_kill_left_unfinished_is_asked_again(broken):
     broken.complete(chats(3), 4)
     text = broken.kept.read_text()
     broken.kept.write_text(text[:-20])
-    assert broken.complete(chats(3), 4) == ["4"] * 3 and Broken.answered == 4
+    for _ in range(2):  # and then is kept, too
+        assert broken.complete(chats(3), 4) == ["4"] * 3 and Broken.answered == 4
 
 
 def test_the_same_question_is_asked_once(broken):

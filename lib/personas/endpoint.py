@@ -18,7 +18,7 @@ import openai
 import torch
 from tqdm import tqdm
 
-from personas import generate
+from personas import generate, store
 
 LEAST = 0.25  # of the probability must lie on numbers, or there is no number (Betley et al., 2025)
 
@@ -90,7 +90,6 @@ class Endpoint:
         todo = {k: r for k, r in zip(keys, requests) if k not in known}
         if todo:
             client, spent = self._client(), [0, 0]
-            Path(self.kept).parent.mkdir(parents=True, exist_ok=True)
             bar = tqdm(total=len(todo), desc=progress, disable=progress is None, mininterval=1)
             with concurrent.futures.ThreadPoolExecutor(min(self.concurrency, len(todo))) as pool, bar:
                 waiting = {pool.submit(self._one, client, k, r): k for k, r in todo.items()}
@@ -115,22 +114,14 @@ class Endpoint:
         top = choice.logprobs.content[0].top_logprobs if choice.logprobs and choice.logprobs.content else None
         answer = {"text": choice.message.content or "", "tokens": [usage.prompt_tokens, usage.completion_tokens] if usage else [0, 0],
                   "top": {t.token: float(torch.tensor(t.logprob).exp()) for t in top} if top is not None else None}
-        with self._lock, open(self.kept, "a", encoding="utf-8") as out:
-            out.write(json.dumps({"key": key, **answer}) + "\n")
+        with self._lock:
+            store.append_lines(Path(self.kept), [{"key": key, **answer}])
         return answer
 
 
 def _read(path: Path) -> dict[str, dict]:
-    """Kept answers by key; a last line that a killed process left unfinished is passed over."""
-    found = {}
-    if Path(path).exists():
-        for line in Path(path).read_text(encoding="utf-8").split("\n"):
-            try:
-                row = json.loads(line)
-                found[row.pop("key")] = row
-            except (ValueError, KeyError):
-                continue
-    return found
+    """Kept answers by key."""
+    return {r.pop("key"): r for r in store.read_lines(Path(path))}
 
 
 def _explained(error: openai.OpenAIError, endpoint: Endpoint) -> str:

@@ -110,6 +110,28 @@ def _fault(folder: Path, digest: str) -> str | None:
     return None
 
 
+def append_lines(path: Path, rows: list[dict]) -> None:
+    """Add rows to a JSONL in one write; a line that a killed process left unfinished is ended first."""
+    text = "".join(json.dumps(r) + "\n" for r in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as out:
+        if out.tell():
+            out.seek(-1, os.SEEK_END)
+            text = text if out.read(1) == b"\n" else "\n" + text
+        out.write(text.encode())
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The rows of a JSONL that append_lines wrote, without unfinished ones; none if there is no file."""
+    rows = []
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
 def writable(need_gb: float = 0.5) -> None:
     """Raise StoreError at once if the store cannot be written or the disk is nearly full."""
     try:
