@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,36 +15,48 @@ from personas.generate import decoder_blocks
 
 @dataclass
 class SAE:
-    """x ~ topk(relu((x - b_dec) W_enc + b_enc)) W_dec + b_dec.
+    """x ~ f((x - b_dec) W_enc + b_enc) W_dec + b_dec, where f keeps the k largest values above zero. One made elsewhere may have no k:
+    then f is a JumpReLU (Rajamanoharan et al., 2024, arXiv:2407.14435) with `threshold`, or without one a ReLU.
 
-    Shapes: W_enc (width, latents), W_dec (latents, width) with rows of norm 1, b_enc (latents,), b_dec (width,).
+    Shapes: W_enc (width, latents), W_dec (latents, width), its rows of norm 1 if trained here, b_enc and threshold (latents,), b_dec (width,).
     """
 
     W_enc: torch.Tensor
     W_dec: torch.Tensor
     b_enc: torch.Tensor
     b_dec: torch.Tensor
-    k: int
+    k: int | None
     layer: int
+    threshold: torch.Tensor | None = None
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """(tokens, width) -> (tokens, latents), at most k of them above zero."""
+        """(tokens, width) -> (tokens, latents), none below zero."""
         pre = (x - self.b_dec) @ self.W_enc + self.b_enc
+        if self.k is None:
+            return pre.relu() if self.threshold is None else pre.relu() * (pre > self.threshold)
         values, index = pre.topk(self.k, dim=-1)
         return torch.zeros_like(pre).scatter_(-1, index, values.relu())
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return latents @ self.W_dec + self.b_dec
 
+    def check(self, model) -> None:
+        """Raise ValueError if this SAE cannot have been made for `model`: another width, or a block that it does not have."""
+        width, blocks = model.config.get_text_config().hidden_size, len(decoder_blocks(model))
+        if self.W_dec.shape[1] != width:
+            raise ValueError(f"the SAE has width {self.W_dec.shape[1]}, the model {width}: it belongs to another model")
+        if not 0 <= self.layer < blocks:
+            raise ValueError(f"the SAE is for block {self.layer}; this model has blocks 0 to {blocks - 1}")
+
     def save(self, folder: Path) -> None:
         """Write in SAELens' layout: cfg.json and sae_weights.safetensors."""
         width, latents = self.W_enc.shape
+        kind = {"architecture": "topk", "k": self.k, "rescale_acts_by_decoder_norm": False} if self.k else {"architecture": "standard" if self.threshold is None else "jumprelu"}
+        weights = {n: getattr(self, n).contiguous() for n in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold") if getattr(self, n) is not None}
         Path(folder).mkdir(parents=True, exist_ok=True)
-        save_file({n: getattr(self, n).contiguous() for n in ("W_enc", "W_dec", "b_enc", "b_dec")},
-                  Path(folder) / "sae_weights.safetensors")
-        (Path(folder) / "cfg.json").write_text(json.dumps({
-            "architecture": "topk", "k": self.k, "d_in": width, "d_sae": latents, "dtype": "float32", "device": "cpu",
-            "apply_b_dec_to_input": True, "normalize_activations": "none", "rescale_acts_by_decoder_norm": False,
+        save_file(weights, Path(folder) / "sae_weights.safetensors")
+        (Path(folder) / "cfg.json").write_text(json.dumps(kind | {
+            "d_in": width, "d_sae": latents, "dtype": "float32", "device": "cpu", "apply_b_dec_to_input": True, "normalize_activations": "none",
             "metadata": {"hook_name": f"blocks.{self.layer}.hook_resid_post", "hook_layer": self.layer}}, indent=1))
 
     @classmethod
@@ -53,10 +66,35 @@ class SAE:
         w = load_file(Path(folder) / "sae_weights.safetensors")
         if tuple(w["W_enc"].shape) != (cfg["d_in"], cfg["d_sae"]):
             raise ValueError(f"{folder}: weights of shape {tuple(w['W_enc'].shape)}, cfg.json says {cfg['d_in']}, {cfg['d_sae']}")
-        return cls(**w, k=cfg["k"], layer=cfg["metadata"]["hook_layer"])
+        return cls(**w, k=cfg.get("k"), layer=cfg["metadata"]["hook_layer"])
+
+    @classmethod
+    def from_sae_lens(cls, theirs) -> "SAE":
+        """An SAE that the `sae-lens` package loaded, in its own format or from Gemma Scope, dictionary_learning and others.
+
+        Scales and biases that SAELens applies apart are folded into the weights; the result is compared with the original on random
+        input. Raises ValueError for one that reads another place than a block's output, or is of a kind that cannot be written so (gated, transcoder).
+        """
+        hook = re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|post)", theirs.cfg.metadata.hook_name or "")
+        layer = int(hook[1]) - (hook[2] == "pre") if hook else -1
+        if layer < 0:
+            raise ValueError(f"this SAE reads {theirs.cfg.metadata.hook_name}; one that reads the output of a block (blocks.<n>.hook_resid_post) is needed")
+        w = {n: t.detach().float().cpu() for n, t in theirs.state_dict().items()}
+        if not {"W_enc", "W_dec", "b_enc"} <= set(w):
+            raise ValueError(f"an SAE of architecture {theirs.cfg.architecture()!r} has no encoder of the plain kind; topk, standard and jumprelu have")
+        norm = w["W_dec"].norm(dim=-1) if getattr(theirs.cfg, "rescale_acts_by_decoder_norm", False) else torch.ones(len(w["W_dec"]))
+        b_dec = w.get("b_dec", torch.zeros(w["W_dec"].shape[1]))
+        b_enc = w["b_enc"] if theirs.cfg.apply_b_dec_to_input else w["b_enc"] + b_dec @ w["W_enc"]
+        ours = cls(w["W_enc"] * norm, w["W_dec"] / norm[:, None], b_enc * norm, b_dec, int(theirs.cfg.k) if hasattr(theirs.cfg, "k") else None, layer, w.get("threshold"))
+        x = torch.randn(64, len(b_dec), generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            read = theirs.decode(theirs.encode(x.to(theirs.device, theirs.dtype))).float().cpu()
+        if not torch.allclose(ours.decode(ours.encode(x)), read, atol=1e-2 * read.abs().max().item()):
+            raise ValueError(f"an SAE of architecture {theirs.cfg.architecture()!r} with normalize_activations={theirs.cfg.normalize_activations!r} cannot be written as topk, relu or jumprelu")
+        return ours
 
 
-def train(x: torch.Tensor, cfg, layer: int, seed: int, progress: str = "SAE") -> tuple[SAE, list[float]]:
+def train(x: torch.Tensor, cfg, layer: int, seed: int, progress: str | None = "SAE") -> tuple[SAE, list[float]]:
     """Fit a TopK SAE to activations x (tokens, width); returns it with its training FVU per step.
 
     cfg: profile.SAE. AuxK (Gao et al., 2024, section 2.4): latents that have not fired for a while also learn to
@@ -76,7 +114,7 @@ def train(x: torch.Tensor, cfg, layer: int, seed: int, progress: str = "SAE") ->
     idle = torch.zeros(cfg.latents)
     variance = x.square().sum(-1).mean()
     log = []
-    for step in tqdm(range(cfg.steps), desc=progress, mininterval=2):
+    for step in tqdm(range(cfg.steps), desc=progress, disable=progress is None, mininterval=2):
         left = (cfg.steps - step) / (0.2 * cfg.steps)
         optimizer.param_groups[0]["lr"] = cfg.lr * min(1.0, left, (step + 1) / 50)
         batch = x[torch.randint(len(x), (cfg.batch,), generator=generator)]
