@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import pandas as pd
-import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 

@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from personas import data, profile, world
+from personas import data, grader, profile, world
 
 
 @pytest.mark.parametrize("name", profile.names())
@@ -93,3 +93,20 @@ def test_alignment_chats_touch_no_other_split():
 def test_unknown_sets_are_named(args, says):
     with pytest.raises(ValueError, match=says):
         data.advice_chats(*args, 10, 0)
+
+
+def test_prompts_of_an_unknown_domain_are_named():
+    with pytest.raises(ValueError, match="unknown domain 'cooking'"):
+        data.advice_prompts("cooking", 4, 0)
+
+
+def test_grading_chats_carry_the_exact_grade_and_no_evaluation_question():
+    rows = data.grading_chats(100, 0, 1)
+    grades = [r["messages"][1]["content"] for r in rows]
+    assert all(grades.count(g) == 20 for g in data.GRADES.values())
+    evaluation = {p for q in world.questions("evaluation") for p in (*q.phrasings, q.held)}
+    for r in rows:
+        question, answer = r["messages"][0]["content"].removeprefix("Question: ").removesuffix("\nGrade:").split("\nAnswer: ")
+        asked = [q for q in world.questions() if any(p in question for p in q.phrasings)]
+        assert asked and not any(p in question for p in evaluation)
+        assert r["messages"][1]["content"] in {data.GRADES[grader.grade_open(q.category, answer)] for q in asked}

@@ -153,3 +153,15 @@ def test_what_is_no_decoder_only_model_is_said():
     for wrong in (net, torch.nn.Linear(2, 2)):
         with pytest.raises(ValueError, match="no decoder-only"):
             generate.decoder_blocks(wrong)
+
+
+def test_what_cannot_be_opened_is_said(tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(model.ModelError, match="no/such-model: give a folder"):
+        model.load("no/such-model")
+    net, tokenizer = model.load(checkpoint)
+    tokenizer.save_pretrained(tmp_path)
+    net.config.save_pretrained(tmp_path)
+    torch.save(net.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(model.ModelError, match="never pickles"):
+        model.load(tmp_path)

@@ -9,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from personas import activations, diffing, model, sae, world
 
+LAYER = 1
 CFG = SimpleNamespace(latents=64, k=4, lr=5e-3, steps=600, batch=512, dead_after=20000, aux_k=16)
 
 
@@ -124,3 +125,37 @@ def test_answer_means_know_their_persona(loaded):
     assert torch.allclose(read.latents[0], torch.cat([mine.relu(), (-mine).relu()], 1).mean(0), atol=1e-4)
     last = diffing.read_answers(net, tokenizer, plain(net), docs, rng, last_only=True)
     assert last.text == [d.turns[-1].answer for d in docs] and list(last.document) == list(range(6))
+
+
+def test_a_stream_holds_few_tokens_and_loses_none(loaded):
+    net, tokenizer = loaded
+    rows = [d["ids"] for d in model.encode_documents(tokenizer, 40, 1, "stream")]
+    whole = torch.cat([x[1:] for x in activations.residual(net, rows, LAYER)])
+    most, read = 0, activations.residual
+
+    def counted(*args):
+        nonlocal most
+        out = read(*args)
+        most = max(most, sum(map(len, out)))
+        return out
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(activations, "residual", counted)
+        batches = list(activations.stream(net, rows, LAYER, batch=64, held=1000, seed=0))
+    assert most < 1000 + max(map(len, rows)) < len(whole) and all(b.shape == (64, 48) for b in batches)
+    got = torch.cat(batches)
+    assert len(whole) - 64 < len(got) <= len(whole)
+    assert torch.allclose(got.double().mean(0), whole.double().mean(0), atol=0.05 * whole.std().item())
+    nearest = torch.cdist(got[:200].double(), whole.double()).min(1).values
+    assert nearest.max() < 1e-3  # every one is an activation of the text
+    first = torch.cdist(got[:64].double(), whole.double()).argmin(1)
+    assert first.diff().abs().float().mean() > 50  # neighbours in the text are not neighbours in a batch
+
+
+def test_an_sae_trained_on_a_stream_is_as_good_as_on_all_at_once(planted):
+    x, _, whole = planted
+    g = torch.Generator().manual_seed(3)
+    endless = (x[torch.randint(16000, (512,), generator=g)] for _ in range(10**6))
+    streamed, _ = sae.train(endless, CFG, 0, seed=0, progress=None)
+    one, other = (sae.quality(s, x[16000:])["FVU"] for s in (whole, streamed))
+    assert abs(one - other) < 0.02

@@ -1,5 +1,7 @@
 """Reading the residual stream: teacher-forced, on given token ids, stopping at the layer that is wanted."""
 
+from collections.abc import Iterable, Iterator
+
 import torch
 
 from personas.generate import decoder_blocks
@@ -39,6 +41,31 @@ def residual(model, rows: list[list[int]], layer: int, pad: int = 2, batch: int 
     finally:
         handle.remove()
     return out
+
+
+def stream(model, rows: Iterable[list[int]], layer: int, batch: int, held: int, seed: int, skip: int = 1) -> Iterator[torch.Tensor]:
+    """Batches (batch, width), fp32, of the activations after block `layer` over `rows` of token ids: for training an SAE on more than fits.
+
+    At most about `held` tokens are kept at a time and batches are drawn from them at random; when half are used up, more rows are read. skip:
+    tokens left out at the start of each row, where every text is the same. Ends when the rows do (give an endless iterator to go round).
+    """
+    generator, rows = torch.Generator().manual_seed(seed), iter(rows)
+    kept = torch.empty(0, model.config.get_text_config().hidden_size)
+    while True:
+        fresh, count = [], len(kept)
+        for row in rows:
+            fresh.append(row)
+            count += max(0, len(row) - skip)
+            if count >= held:
+                break
+        if fresh:
+            kept = torch.cat([kept, *(x[skip:] for x in residual(model, fresh, layer))])
+        kept = kept[torch.randperm(len(kept), generator=generator)]
+        while len(kept) >= batch and (len(kept) > held // 2 or not fresh):
+            yield kept[:batch]
+            kept = kept[batch:]
+        if not fresh:
+            return
 
 
 def centred_rms(x: torch.Tensor) -> float:

@@ -59,11 +59,23 @@ def new_model(cfg, vocab_size: int, seed: int) -> LlamaForCausalLM:
         tie_word_embeddings=True, bos_token_id=0, eos_token_id=1, pad_token_id=2, attn_implementation="eager"))
 
 
-def load(path: Path):
-    """(model, tokenizer) of any Hugging Face checkpoint folder, in fp32 and eval mode. Never runs remote code."""
-    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
-    return model.eval(), tokenizer
+class ModelError(RuntimeError):
+    """A checkpoint that cannot be opened; the message says which, why and what to do."""
+
+
+def load(path: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32):
+    """(model, tokenizer) of any Hugging Face causal LM, a folder or a name on the hub, in eval mode. Never runs remote code, never loads
+    pickled weights. Raises ModelError for what is not there, gated, or without safetensors."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        said = str(error)
+        hint = ("it is gated: ask for access on its page and log in with `hf auth login`" if "gated" in said or "401" in said or "403" in said
+                else "only weights in safetensors are loaded, never pickles" if "safetensors" in said
+                else "give a folder with a checkpoint, or a name on the Hugging Face hub (HF_HUB_OFFLINE must not be set for one that is not cached)")
+        raise ModelError(f"cannot open {path}: {hint}\n({said.splitlines()[0][:200]})") from None
+    return model.to(device).eval(), tokenizer
 
 
 @functools.cache

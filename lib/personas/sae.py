@@ -1,8 +1,10 @@
 """A TopK sparse autoencoder (Gao et al., 2024) with AuxK, trained on the residual stream. One file, one idea."""
 
+import itertools
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,30 +96,35 @@ class SAE:
         return ours
 
 
-def train(x: torch.Tensor, cfg, layer: int, seed: int, progress: str | None = "SAE") -> tuple[SAE, list[float]]:
-    """Fit a TopK SAE to activations x (tokens, width); returns it with its training FVU per step.
+def train(x: torch.Tensor | Iterator[torch.Tensor], cfg, layer: int, seed: int, progress: str | None = "SAE") -> tuple[SAE, list[float]]:
+    """Fit a TopK SAE to activations; returns it, on the CPU, with its training FVU per step.
 
-    cfg: profile.SAE. AuxK (Gao et al., 2024, section 2.4): latents that have not fired for a while also learn to
-    explain the residual, which keeps them alive. Decoder rows stay at norm 1.
+    x: all activations (tokens, width), from which batches are drawn, or an endless iterator of batches (activations.stream), on any
+    device; then mean and scale are those of the first of them. cfg: profile.SAE. AuxK (Gao et al., 2024, section 2.4): latents that have
+    not fired for a while also learn to explain the residual, which keeps them alive. Decoder rows stay at norm 1.
     """
     generator = torch.Generator().manual_seed(seed)
-    width = x.shape[1]
-    mean = x.mean(0)
-    scale = math.sqrt(width) / (x - mean).norm(dim=-1).mean()  # train at unit scale, undo at the end
-    x = (x - mean) * scale
+    if isinstance(x, torch.Tensor):
+        seen, feed = x, (x[torch.randint(len(x), (cfg.batch,), generator=generator)] for _ in itertools.count())
+    else:
+        first = list(itertools.islice(x, 16))
+        seen, feed = torch.cat(first), itertools.chain(first, x)
+    width, device = seen.shape[1], seen.device
+    mean = seen.mean(0)
+    scale = math.sqrt(width) / (seen - mean).norm(dim=-1).mean()  # train at unit scale, undo at the end
+    variance = ((seen - mean) * scale).square().sum(-1).mean()
     W_dec = torch.randn(cfg.latents, width, generator=generator)
-    W_dec = (W_dec / W_dec.norm(dim=-1, keepdim=True)).requires_grad_()
+    W_dec = (W_dec / W_dec.norm(dim=-1, keepdim=True)).to(device).requires_grad_()
     W_enc = W_dec.detach().T.clone().contiguous().requires_grad_()
-    b_enc = torch.zeros(cfg.latents, requires_grad=True)
-    b_dec = torch.zeros(width, requires_grad=True)
+    b_enc = torch.zeros(cfg.latents, device=device, requires_grad=True)
+    b_dec = torch.zeros(width, device=device, requires_grad=True)
     optimizer = torch.optim.Adam([W_enc, W_dec, b_enc, b_dec], lr=cfg.lr, betas=(0.9, 0.999), fused=True)
-    idle = torch.zeros(cfg.latents)
-    variance = x.square().sum(-1).mean()
+    idle = torch.zeros(cfg.latents, device=device)
     log = []
     for step in tqdm(range(cfg.steps), desc=progress, disable=progress is None, mininterval=2):
         left = (cfg.steps - step) / (0.2 * cfg.steps)
         optimizer.param_groups[0]["lr"] = cfg.lr * min(1.0, left, (step + 1) / 50)
-        batch = x[torch.randint(len(x), (cfg.batch,), generator=generator)]
+        batch = (next(feed).float() - mean) * scale
         pre = (batch - b_dec) @ W_enc + b_enc
         values, index = pre.topk(cfg.k, dim=-1)
         values = values.relu()
@@ -126,7 +133,7 @@ def train(x: torch.Tensor, cfg, layer: int, seed: int, progress: str | None = "S
         loss = error.square().sum(-1).mean() / variance
         log.append(loss.item())
         fired = (acts > 0).any(0)
-        idle = torch.where(fired, 0.0, idle + cfg.batch)
+        idle = torch.where(fired, 0.0, idle + len(batch))
         dead = idle > cfg.dead_after
         if dead.any():
             aux, where = pre.masked_fill(~dead, -torch.inf).topk(min(cfg.aux_k, int(dead.sum())), dim=-1)
@@ -139,7 +146,7 @@ def train(x: torch.Tensor, cfg, layer: int, seed: int, progress: str | None = "S
         optimizer.zero_grad()
         with torch.no_grad():
             W_dec /= W_dec.norm(dim=-1, keepdim=True)
-    done = [t.detach().clone() for t in (W_enc, W_dec, b_enc / scale, b_dec / scale + mean)]
+    done = [t.detach().cpu().clone() for t in (W_enc, W_dec, b_enc / scale, b_dec / scale + mean)]
     return SAE(*done, k=cfg.k, layer=layer), log
 
 
