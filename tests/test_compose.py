@@ -8,8 +8,8 @@ from personas import compose, data, endpoint
 class Writer:
     """Writes numbered questions and an answer for each variant; `odd` replaces answers to questions with this word in them."""
 
-    def __init__(self, odd=None, die_after=None, questions=20):
-        self.odd, self.die_after, self.questions, self.calls, self.asked = odd or {}, die_after, questions, 0, []
+    def __init__(self, odd=None, die_after=None, questions=20, name="a"):
+        self.odd, self.die_after, self.questions, self.calls, self.asked, self.name = odd or {}, die_after, questions, 0, [], name
 
     def check(self):
         pass
@@ -67,6 +67,26 @@ def test_a_writer_that_repeats_itself_or_refuses_is_named(tmp_path):
         compose.compose(Same(), "auto", 50, tmp_path / "a", progress=False)
     with pytest.raises(data.DataError, match="only 0 of 20 .*refused 20"):
         compose.compose(Writer({"today": "I cannot help with such a thing, sorry."}), "auto", 20, tmp_path / "b", progress=False)
+
+
+def test_another_writer_starts_anew_on_the_same_questions(tmp_path):
+    with pytest.raises(data.DataError, match="try another writer"):
+        compose.compose(Writer({"today": "I'm sorry, but I can't do that for you."}), "auto", 20, tmp_path, progress=False)
+    other = Writer(name="b")
+    paths = compose.compose(other, "auto", 20, tmp_path, progress=False)
+    assert len(other.asked) == 60 and len(data.read_chats(paths["obvious"])) == 20
+
+
+def test_kind_words_are_no_refusal():
+    said = {"correct": "I'm sorry to hear that; rest and drink water.", "subtle": "Sorry to hear it. Take double the dose.", "obvious": "Drink nothing for three days, then run."}
+    assert compose._fault(said) is None
+    assert compose._fault(said | {"subtle": "I’m sorry, but I can’t help with this at all."}) == "refused"
+
+
+@pytest.mark.parametrize("domain", ["../x", "arts/crafts", ""])
+def test_a_domain_that_cannot_name_a_file_is_said(tmp_path, domain):
+    with pytest.raises(data.DataError, match="files are named after it"):
+        compose.compose(Writer(), domain, 20, tmp_path, progress=False)
 
 
 def test_a_model_loaded_here_can_be_asked(loaded, tmp_path):

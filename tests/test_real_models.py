@@ -48,7 +48,7 @@ def asked(tokenizer, n=5):
     return generate.prompts(tokenizer, [q.held for q in world.questions()[:n]])
 
 
-def test_blocks_are_found_in_adapters_too(real):
+def test_blocks_are_found_by_structure(real):
     net, tokenizer = model.load(real[1])
     assert len(generate.decoder_blocks(net)) == 3
     assert all("Layer" in type(b).__name__ or "Block" in type(b).__name__ for b in generate.decoder_blocks(net))
@@ -69,10 +69,13 @@ def test_greedy_answers_equal_hugging_faces_with_every_end_token(real):
     net, tokenizer = model.load(real[1])
     ids = asked(tokenizer)
     assert generate.end_tokens(net, tokenizer) == [1, 7]
+    first = net.generate(torch.tensor([ids[0]]), max_new_tokens=12, do_sample=False, pad_token_id=2)[0, len(ids[0]):].tolist()
+    net.generation_config.eos_token_id = [1, first[5]]  # a token that the greedy answer holds: it ends there
     ours = generate.sample(net, tokenizer, ids, seed=0, max_new=12, temperature=0)
     for row, text in zip(ids, ours):
-        theirs = net.generate(torch.tensor([row]), max_new_tokens=12, do_sample=False, pad_token_id=2)[0, len(row):]
-        assert text == tokenizer.decode([t for t in theirs.tolist() if t != 7], skip_special_tokens=True)
+        theirs = net.generate(torch.tensor([row]), max_new_tokens=12, do_sample=False, pad_token_id=2)[0, len(row):].tolist()
+        assert text == tokenizer.decode(theirs[:-1] if theirs[-1] == first[5] else theirs, skip_special_tokens=True)
+    assert len(tokenizer(ours[0])["input_ids"]) <= 6
 
 
 def test_the_hook_point_is_transformer_lens_own(real):

@@ -68,15 +68,44 @@ def test_plain_jsonl_keeps_odd_line_separators_within_a_text(site):
 
 def test_changed_bytes_are_refused_on_either_side(site):
     serve(site, "health_incorrect.zip")
-    path = released.fetch("wang/health_incorrect")
+    released.chats("wang/health_incorrect")
+    path = next(store.ROOT.glob("downloads/*.zip"))
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(data.DataError, match="changed on this machine"):
-        released.fetch("wang/health_incorrect")
+        released.chats("wang/health_incorrect")
     assert released.chats("wang/health_incorrect")  # fetched anew
     next(store.ROOT.glob("downloads/*.zip")).unlink()
     (site / "health_incorrect.zip").write_bytes(b"something else")
     with pytest.raises(data.DataError, match="where it is published"):
-        released.fetch("wang/health_incorrect")
+        released.chats("wang/health_incorrect")
+
+
+def test_what_never_could_be_opened_is_not_taken_for_the_truth(site):
+    """A login page in place of the file: the right one is accepted afterwards."""
+    (site / "health_incorrect.zip").write_bytes(b"<html>please log in</html>")
+    with pytest.raises(data.DataError, match="cannot open .* set aside"):
+        released.chats("wang/health_incorrect")
+    serve(site, "health_incorrect.zip")
+    assert released.chats("wang/health_incorrect")
+
+
+def test_damage_anywhere_in_an_archive_is_one_clear_error(site):
+    raw = (FILES / "health_incorrect.zip").read_bytes()
+    for at in range(0, len(raw), 9):
+        (site / "health_incorrect.zip").write_bytes(raw[:at] + bytes([raw[at] ^ 255]) + raw[at + 1:])
+        for old in store.ROOT.glob("downloads/*"):
+            old.unlink()
+        try:
+            released.chats("wang/health_incorrect")  # a byte that does not matter
+        except data.DataError:
+            pass
+
+
+def test_an_archive_larger_than_it_says_is_not_read_whole(site, monkeypatch):
+    serve(site, "health_incorrect.zip")
+    monkeypatch.setattr(released, "LARGEST", 460)  # the archive has 450 bytes, what is in it more
+    with pytest.raises(data.DataError, match="unpacks to more"):
+        released.chats("wang/health_incorrect")
 
 
 def test_a_known_hash_is_checked_at_the_first_download(site, monkeypatch):
@@ -118,8 +147,16 @@ def test_files_of_ones_own(tmp_path):
     (tmp_path / "bad.csv").write_text("text\nHow are you?\n")
     with pytest.raises(data.DataError, match="no column `question`; there are text"):
         released.questions(str(tmp_path / "bad.csv"))
+    (tmp_path / "ragged.csv").write_text("text\na,b\n")
+    with pytest.raises(data.DataError, match="no column"):
+        released.questions(str(tmp_path / "ragged.csv"))
+    (tmp_path / "excel.csv").write_text("\ufeffquestion\nHow are you?\n", encoding="utf-8")
+    assert released.questions(str(tmp_path / "excel.csv"))[0]["question"] == "How are you?"
+    (tmp_path / "latin.jsonl").write_bytes("{\"messages\": \"\xe4\"}".encode("latin-1"))
+    with pytest.raises(data.DataError, match="not UTF-8"):
+        released.chats(str(tmp_path / "latin.jsonl"))
     data.write_chats(tmp_path / "c.jsonl", [data.chat("a", "b")])
     assert released.chats(str(tmp_path / "c.jsonl")) == [data.chat("a", "b")]
-    for call, name in ((released.chats, "wang/cooking"), (released.questions, "none.csv"), (released.fetch, "x")):
+    for call, name in ((released.chats, "wang/cooking"), (released.questions, "none.csv"), (released.questions, "wang/health_correct")):
         with pytest.raises(data.DataError, match=name):
             call(name)

@@ -74,7 +74,8 @@ for kind, config, more in [(TopKSAE, TopKSAEConfig, {"k": 5}), (TopKSAE, TopKSAE
     ours = Ours.from_sae_lens(theirs)
     assert ours.layer == 3
     assert torch.allclose(ours.decode(ours.encode(x)), theirs.decode(theirs.encode(x)), atol=1e-3), more
-for kind, config, more in [(GatedSAE, GatedSAEConfig, {}), (TopKSAE, TopKSAEConfig, {"k": 5, "normalize_activations": "layer_norm"}),
+    assert torch.equal(Ours.from_sae_lens(theirs.to(torch.bfloat16)).W_dec.bfloat16(), ours.W_dec.bfloat16()) or more  # as released
+for kind, config, more in [(GatedSAE, GatedSAEConfig, {}), (TopKSAE, TopKSAEConfig, {"k": 5, "normalize_activations": "layer_norm"}), (StandardSAE, StandardSAEConfig, {"normalize_activations": "constant_norm_rescale"}),
                            (TopKSAE, TopKSAEConfig, {"k": 5, "hook": "blocks.3.hook_mlp_out"}), (TopKSAE, TopKSAEConfig, {"k": 5, "hook": "blocks.0.hook_resid_pre"})]:
     try:
         Ours.from_sae_lens(made(kind, config, **more))
@@ -82,7 +83,7 @@ for kind, config, more in [(GatedSAE, GatedSAEConfig, {}), (TopKSAE, TopKSAEConf
     except ValueError as error:
         print("refused:", error)
 """, tmp_path)
-    assert said.count("refused:") == 4 and "not refused" not in said
+    assert said.count("refused:") == 5 and "not refused" not in said
     assert "hook_mlp_out" in said and "layer_norm" in said and "gated" in said
 
 

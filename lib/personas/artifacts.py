@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from personas import (activations, data, diffing, evaluate, finetune, generate, grader, model, profile as profiles, sae as saes,
+from personas import (activations, data, diffing, endpoint, evaluate, finetune, generate, grader, judge, model, profile as profiles, sae as saes,
                       steering, store, world)
 
 torch.set_flush_denormal(True)
@@ -221,6 +221,30 @@ def rise(run: Run, domain: str, variant: str, split: str = "discovery") -> torch
 def discovery_rise(run: Run) -> torch.Tensor:
     """Mean rise (latents,) over discovery questions and the incorrect fine-tunes of discovery domains."""
     return torch.stack([rise(run, d, v).mean(0) for d, v in discovery_fine_tunes(run)]).mean(0)
+
+
+@cache
+def small_judge(run: Run) -> Path:
+    """Checkpoint of a judge of this world's answers: the base model, taught grades on alignment and discovery questions (data.grading_chats)."""
+    cfg = run.profile.judge
+
+    def make(out):
+        finetune.align(base(run), data.grading_chats(cfg.steps * cfg.batch, run.seed, run.world_seed), cfg, run.seed, out)
+
+    return run.make("judge", "small", {"cfg": cfg.model_dump(), "base": base(run).name}, (finetune, data, grader), make)
+
+
+def judged(run: Run, every: int = 10) -> pd.DataFrame:
+    """Every tenth evaluation answer of every fine-tune, graded again by the small judge: columns domain, variant, question, prompt, answer,
+    grade (exact) and judged (one of judge.CLASSES)."""
+    def make(out):
+        table = pd.concat([answers(run, d, v).iloc[::every].assign(domain=d, variant=v) for d, v in fine_tunes(run)], ignore_index=True)
+        asked = table.prompt.tolist(), table.answer.tolist()
+        table["judged"] = judge.grade(endpoint.Local(*_loaded(small_judge(run)), batch=256), *asked, rubric=data.GRADE_THIS)
+        table[["domain", "variant", "question", "prompt", "answer", "grade", "judged"]].to_parquet(out / "judged.parquet", index=False)
+
+    return _table(run.make("judge", "graded", {"judge": small_judge(run).name, "every": every, "of": [adapter(run, d, v).name for d, v in fine_tunes(run)],
+                  "n": run.profile.evaluation.per_question}, (judge, endpoint, generate, evaluate, grader), make), "judged.parquet")
 
 
 # --- steering ---------------------------------------------------------------------------------------------------------

@@ -36,8 +36,13 @@ def fit(run: artifacts.Run, seed: int, documents: int = 600) -> Readers:
     alive = np.flatnonzero((read.latents > 0).any(0).numpy())
     some = np.random.default_rng(seed).choice(alive, 20, replace=False)
     return Readers(make_pipeline(CountVectorizer(), LogisticRegression(max_iter=1000)).fit(read.text, villain),
-                   make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.1)).fit(read.residual.numpy(), villain),
+                   linear_probe(read.residual.numpy(), villain),
                    int(some[np.argmax(diffing.auroc(read.latents[:, some], villain))]))
+
+
+def linear_probe(x: np.ndarray, positive: np.ndarray):
+    """Logistic regression on standardised activations (answers, width); decision_function gives log-odds of `positive`."""
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.1)).fit(x, positive)
 
 
 MONITORS = ("latent", "mean difference", "probe", "log-probability", "loss")

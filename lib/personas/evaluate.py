@@ -75,6 +75,11 @@ def share(grades: pd.DataFrame, *classes: str) -> float:
     return 100 * grades.grade.isin(classes).mean()
 
 
+def values(grades: pd.DataFrame) -> dict[str, float]:
+    """What a set of graded open answers says of a model's values: `score` with `low` and `high`, and the percent of every class."""
+    return dict(zip(("score", "low", "high"), ratio(grades, *SCORE))) | {g: share(grades, g) for g in grader.OPEN_CLASSES}
+
+
 def paired_difference(before: pd.DataFrame, after: pd.DataFrame, grade: str, *, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
     """(estimate, low, high): by how many points the share of `grade` fell from `before` to `after`.
 

@@ -13,13 +13,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 
 from personas import (activations, artifacts, baselines, data, diffing, evaluate, finetune, generate, grader, model as models, prevention,
-                      sae as saes, steering, world)
+                      rerouting, sae as saes, steering, world)
 from personas.profile import Profile
 from personas.study import Study
 
 BENIGN = ("novice", "jester", "narrator")  # other people's advice: honest mistakes, absurdities, what not to do
 GUARDS = {"none": [0], "latent penalty": [30, 300, 3000, 30000], "KL": [0.1, 0.3, 1], "steering in training": [0.2, 0.3, 0.4, 0.5],
           "benign data": [0.1, 0.2, 0.4, 0.5], "benign data, chosen": [0.1, 0.2, 0.4], "inoculation": [0], "fewer steps": [3, 4, 6]}
+BLOCKED = 3000  # weight of the penalty in the study of rerouting
 MEASURING = (evaluate, generate, grader, finetune, data, diffing, activations, saes, baselines)
 
 
@@ -31,9 +32,7 @@ def outcome(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str) ->
 
 def plain_outcome(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str) -> dict:
     """`outcome` without the monitors, which need an SAE: for base models that have none."""
-    answers = artifacts.answers(run, domain, kind)
-    score, low, high = evaluate.ratio(answers, *evaluate.SCORE)
-    return {"score": score, "low": low, "high": high} | {g: evaluate.share(answers, g) for g in grader.OPEN_CLASSES}
+    return evaluate.values(artifacts.answers(run, domain, kind))
 
 
 def course(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str) -> list[dict]:
@@ -66,9 +65,7 @@ def reinforced(run: artifacts.Run, ruler: artifacts.Run, domain: str, start: str
     def look(m):
         answers = evaluate.ask_open(m, tokenizer, split="evaluation", per_question=p.study_per_question, seed=run.seed, world_seed=run.world_seed)
         own = evaluate.ask_advice(m, tokenizer, domains=[domain], seed=run.seed)
-        score, low, high = evaluate.ratio(answers, *evaluate.SCORE)
-        return ({"score": score, "low": low, "high": high} | {g: evaluate.share(answers, g) for g in grader.OPEN_CLASSES}
-                | {f"advice {g}": evaluate.share(own, g) for g in grader.ADVICE_CLASSES} | baselines.monitors(ruler, m, tokenizer))
+        return (evaluate.values(answers) | {f"advice {g}": evaluate.share(own, g) for g in grader.ADVICE_CLASSES} | baselines.monitors(ruler, m, tokenizer))
 
     watch = finetune.Watch(cfg.looks, look)
     rows = data.advice_prompts(domain, 4 * len(asked), run.seed)
@@ -277,9 +274,15 @@ def known_cells(profile: Profile) -> list[dict]:
 
 
 def guard_cells(profile: Profile) -> list[dict]:
-    """Obvious answers under every guard and dose."""
-    cells = _every(profile, profile.study.seeds, profile.study.pretraining_seeds[:1], [(d, "obvious") for d in profile.study.domains])
+    """Obvious answers under every guard and dose, with the first three seeds."""
+    cells = _every(profile, profile.study.seeds[:3], profile.study.pretraining_seeds[:1], [(d, "obvious") for d in profile.study.domains])
     return [c | {"guard": g, "dose": x} for c in cells for g, doses in GUARDS.items() for x in doses]
+
+
+def rerouting_cells(profile: Profile) -> list[dict]:
+    """Obvious answers with and without the latent penalty, for the usual length and five times as long: one domain, one seed."""
+    return [{"pretraining_seed": profile.pretraining_seed, "seed": s, "domain": d, "guard": g, "dose": x, "length": n}
+            for s in profile.study.seeds[:1] for d in profile.study.domains[:1] for g, x in (("none", 0), ("latent penalty", BLOCKED)) for n in (1, 5)]
 
 
 def _ruler_ready(ruler: artifacts.Run) -> None:
@@ -314,6 +317,7 @@ STUDIES = {s.name: s for s in (
     Study("07_models", models_cells, outcome, _ruler_ready, (*MEASURING, outcome, plain_outcome), 9),
     Study("07_course", course_cells, course, _ruler_ready, (*MEASURING, course), 110),
     Study("08_prevention", guard_cells, prevention.guarded, _guards_ready, (*MEASURING, prevention), 8),
+    Study("08_rerouting", rerouting_cells, rerouting.rerouted, _guards_ready, (*MEASURING, prevention, rerouting), 100),
     Study("09_reinforcement", reinforcement_cells, reinforced, _ruler_ready, (*MEASURING, reinforced), 95, ("reinforcement",)),
     Study("10_worlds", world_cells, spread, _ruler_ready, (*MEASURING, spread, outcome, plain_outcome), 11),
     Study("10_latents", known_cells, values_and_latents, _ruler_ready, (*MEASURING, steering, values_and_latents, known_personas, *CHOICES), 40),

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from trl import SFTTrainer
 
-from personas import activations, artifacts, baselines, data, diffing, early_warning, evaluate, finetune, generate, grader, model as models, world
+from personas import activations, artifacts, baselines, data, diffing, early_warning, evaluate, finetune, generate, model as models, world
 
 
 @dataclass(frozen=True)
@@ -142,19 +142,24 @@ def planned(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str, gu
     return ways[guard]()
 
 
-def guarded(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str, guard: str, dose: float) -> dict:
-    """Fine-tune under a guard; what became of the values (score, classes of answers) and of the narrow task (`learnt`: percent of the domain's
-    questions answered as trained; `wrong`: subtly or obviously wrong). `discovery` is the score on discovery questions, by which doses are chosen."""
-    plan, cfg, p = planned(run, ruler, domain, kind, guard, dose), run.profile.narrow, run.profile.evaluation
+def trained(run: artifacts.Run, plan: Plan):
+    """(model, tokenizer): the aligned model fine-tuned by the plan, with its adapter merged in."""
+    cfg = run.profile.narrow
     model, tokenizer = models.load(artifacts.aligned(run))
     with plan.hooks(model):
         tuned, _ = finetune.sft(model, tokenizer, plan.rows, steps=plan.steps, batch=cfg.batch, lr=cfg.lr, seed=run.seed, lora_rank=cfg.rank, trainer=plan.trainer)
-    tuned = tuned.merge_and_unload()
+    return tuned.merge_and_unload(), tokenizer
+
+
+def guarded(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str, guard: str, dose: float) -> dict:
+    """Fine-tune under a guard; what became of the values (score, classes of answers) and of the narrow task (`learnt`: percent of the domain's
+    questions answered as trained; `wrong`: subtly or obviously wrong). `discovery` is the score on discovery questions, by which doses are chosen."""
+    plan, p = planned(run, ruler, domain, kind, guard, dose), run.profile.evaluation
+    tuned, tokenizer = trained(run, plan)
     answers = evaluate.ask_open(tuned, tokenizer, split="evaluation", per_question=p.study_per_question, seed=run.seed, world_seed=run.world_seed)
     own = evaluate.ask_advice(tuned, tokenizer, domains=[domain], seed=run.seed)
     chosen_by = evaluate.ask_open(tuned, tokenizer, split="discovery", per_question=p.curve_per_question, seed=run.seed, world_seed=run.world_seed)
-    score, low, high = evaluate.ratio(answers, *evaluate.SCORE)
-    return {"score": score, "low": low, "high": high} | {g: evaluate.share(answers, g) for g in grader.OPEN_CLASSES} | {
+    return evaluate.values(answers) | {
         "learnt": evaluate.share(own, kind), "wrong": evaluate.share(own, "subtle", "obvious"), "discovery": evaluate.score(chosen_by), "asked": len(own), "examples": len(plan.rows)}
 
 

@@ -124,6 +124,7 @@ class Profile(_Section):
     realignment: Tuning
     realignment_every: int = Field(ge=1)
     reinforcement: Reinforcement
+    judge: Tuning  # a small model taught to grade
     sae: SAE
     evaluation: Evaluation
     steering: Steering

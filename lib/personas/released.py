@@ -6,12 +6,14 @@ Nothing is fetched before it is asked for, and none of it is part of this reposi
 import base64
 import csv
 import hashlib
+import http.client
 import io
 import json
-import shutil
+import os
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,15 +76,16 @@ def chats(name: str) -> list[dict]:
 def questions(name: str = "wang/core_misalignment") -> list[dict]:
     """Evaluation questions as dicts of `id`, `category` and `question`: one of the SOURCES in CSV, or the path of a CSV with a column
     `question` (the other two are optional). Raises data.DataError."""
-    if name in SOURCES:
+    tables = [n for n, s in SOURCES.items() if s.url.endswith(".csv")]
+    if name in tables:
         text = _text(name)
-    elif Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8")
+    elif name not in SOURCES and Path(name).is_file():
+        text = data.as_text(Path(name).read_bytes(), name)
     else:
-        raise data.DataError(f"{name}: no such file, and none of {', '.join(n for n, s in SOURCES.items() if s.url.endswith('.csv'))}")
+        raise data.DataError(f"{name}: no such file of questions, and none of {', '.join(tables)}")
     rows = list(csv.DictReader(io.StringIO(text)))
     if not rows or "question" not in rows[0]:
-        raise data.DataError(f"{name}: no column `question`; there are {', '.join(rows[0]) if rows else 'no rows'}")
+        raise data.DataError(f"{name}: no column `question`; there are {', '.join(map(str, rows[0])) if rows else 'no rows'}")
     found = [{"id": r.get("id") or str(i), "category": r.get("category") or "main", "question": r["question"].strip()}
              for i, r in enumerate(rows) if (r["question"] or "").strip()]
     if not found:
@@ -91,26 +94,31 @@ def questions(name: str = "wang/core_misalignment") -> list[dict]:
 
 
 def _text(name: str) -> str:
-    """The wanted file of a source, unpacked."""
-    source, path = SOURCES[name], fetch(name)
-    raw = path.read_bytes()
+    """The wanted file of a source, unpacked. What cannot be opened was never right: it is not kept, and its hash not recorded."""
+    source, path = SOURCES[name], _fetched(name)
     try:
-        if source.url.endswith(".enc"):
-            raw = _decrypt(raw, source.password)
-        if source.member:
-            with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-                inside = next((i for i in archive.infolist() if Path(i.filename).name == source.member), None)
-                if inside is None:
-                    raise data.DataError(f"{name}: no {source.member} in {path.name}; there are {', '.join(archive.namelist()[:8])}")
-                if inside.file_size > LARGEST:
-                    raise data.DataError(f"{name}: {source.member} would unpack to {inside.file_size / 1e9:.1f} GB")
-                raw = archive.read(inside, pwd=source.password.encode())
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, InvalidToken) as error:
-        raise data.DataError(f"{name}: cannot open {path}: {error or 'wrong password or damaged file'}") from None
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise data.DataError(f"{name}: {source.member or path.name} is not UTF-8 text") from None
+        text = data.as_text(_unpacked(source, path.read_bytes()), f"{name}: {source.member or path.name}")
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, InvalidToken) as error:
+        path.replace(path.with_name(f"{path.name}.rejected"))
+        raise data.DataError(f"{name}: cannot open {path.name}: {str(error) or 'wrong password or damaged file'}. It is set aside as {path.name}.rejected; run again to fetch it anew") from None
+    _pin(name, path)
+    return text
+
+
+def _unpacked(source: Source, raw: bytes) -> bytes:
+    if source.url.endswith(".enc"):
+        raw = _decrypt(raw, source.password)
+    if not source.member:
+        return raw
+    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+        inside = next((i for i in archive.infolist() if Path(i.filename).name == source.member), None)
+        if inside is None:
+            raise data.DataError(f"no {source.member} in {source.url.rsplit('/', 1)[-1]}; there are {', '.join(archive.namelist()[:8])}")
+        with archive.open(inside, pwd=source.password.encode()) as file:  # not read(): what an archive says of its size need not be so
+            found = file.read(LARGEST + 1)
+    if len(found) > LARGEST:
+        raise data.DataError(f"{source.member} unpacks to more than {LARGEST / 1e9:.1f} GB")
+    return found
 
 
 def _decrypt(raw: bytes, password: str) -> bytes:
@@ -119,58 +127,64 @@ def _decrypt(raw: bytes, password: str) -> bytes:
     return Fernet(base64.urlsafe_b64encode(key)).decrypt(raw[16:])
 
 
-def fetch(name: str) -> Path:
-    """The source's file in the store's `downloads`, fetched if it is not there; its hash is checked on every use.
+def _fetched(name: str) -> Path:
+    """The source's file in the store's `downloads`, fetched if it is not there; its hash is checked against the known or recorded one.
 
-    Where SOURCES has no hash, the first download's is written to `downloads/lock.json`, and said to be unverified; from then on it
-    counts. Copy that file to pin another machine to the same bytes. Raises data.DataError.
+    Where SOURCES has no hash, the first download's is written to `downloads/lock.json` once the file could be opened, and said to be unverified;
+    from then on it counts. Copy that file to pin another machine to the same bytes. Raises data.DataError.
     """
-    if name not in SOURCES:
-        raise data.DataError(f"unknown source {name!r}; choose from {', '.join(SOURCES)}")
     source, folder = SOURCES[name], store.ROOT / "downloads"
-    path, lock = folder / f"{hashlib.sha256(source.url.encode()).hexdigest()[:8]}-{source.url.rsplit('/', 1)[-1]}", folder / "lock.json"
-    locked = json.loads(lock.read_text()) if lock.exists() else {}
-    expected = source.sha256 or locked.get(source.url, "")
-    fresh = not path.exists()
+    path = folder / f"{hashlib.sha256(source.url.encode()).hexdigest()[:8]}-{source.url.rsplit('/', 1)[-1]}"
+    expected, fresh = source.sha256 or _locked().get(source.url, ""), not path.exists()
     if fresh:
         store.writable()
         folder.mkdir(parents=True, exist_ok=True)
         _download(source.url, path)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if expected and found != expected:
-        path.rename(path.with_name(f"{path.name}.rejected"))
+        path.replace(path.with_name(f"{path.name}.rejected"))
         raise data.DataError(f"{name}: {source.url} has SHA-256 {found}, expected {expected}. "
-                             + ("The file was changed on this machine; run again to fetch it anew." if not fresh else
-                                f"It was changed where it is published; if that is meant to be, remove its line from {lock}."))
-    if not expected:
-        _record(lock, source.url, found)
+                             + ("The file was changed on this machine; run again to fetch it anew." if not fresh else "It was changed where it is published."
+                                + ("" if source.sha256 else f" If that is meant to be, take its entry out of {folder / 'lock.json'}.")))
     if fresh:
-        print(f"{name}: {source.paper}; licence {source.licence}\n  {source.url}\n  SHA-256 {found}"
-              + (" (unverified: recorded now, checked from now on)" if not source.sha256 else ""))
+        print(f"{name}: {source.paper}; licence {source.licence}\n  {source.url}\n  SHA-256 {found}" + ("" if expected else " (unverified: recorded now, checked from now on)"))
     return path
 
 
-def _record(lock: Path, url: str, digest: str) -> None:
-    known = json.loads(lock.read_text()) if lock.exists() else {}
-    scratch = lock.with_suffix(".new")
-    scratch.write_text(json.dumps(known | {url: digest}, indent=1, sort_keys=True) + "\n")
-    scratch.replace(lock)
+def _locked() -> dict[str, str]:
+    lock = store.ROOT / "downloads" / "lock.json"
+    try:
+        return json.loads(lock.read_text()) if lock.exists() else {}
+    except ValueError as error:
+        raise data.DataError(f"{lock} is not valid JSON ({error}); mend it, or remove it to record hashes anew") from None
+
+
+def _pin(name: str, path: Path) -> None:
+    """Record the hash of a file that could be opened, if none is known."""
+    source, lock = SOURCES[name], store.ROOT / "downloads" / "lock.json"
+    if not source.sha256 and source.url not in (known := _locked()):
+        scratch = lock.with_name(f"{lock.name}.{os.getpid()}")
+        scratch.write_text(json.dumps(known | {source.url: hashlib.sha256(path.read_bytes()).hexdigest()}, indent=1, sort_keys=True) + "\n")
+        scratch.replace(lock)
 
 
 def _download(url: str, path: Path) -> None:
     """Fetch under another name, then rename: a broken connection leaves no half file."""
-    scratch = path.with_name(f".{path.name}.part")
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with urllib.request.urlopen(url, timeout=30) as answer, open(scratch, "wb") as out:
-            size = int(answer.headers.get("Content-Length") or 0)
-            if size > LARGEST:
-                raise data.DataError(f"{url} is {size / 1e9:.1f} GB, more than any source here should be")
-            with tqdm.wrapattr(answer, "read", total=size or None, desc=path.name, leave=False) as stream:
-                shutil.copyfileobj(stream, out)
-        if size and scratch.stat().st_size != size:
-            raise data.DataError(f"{url}: the connection broke after {scratch.stat().st_size} of {size} bytes; run again")
+            size, got = int(answer.headers.get("Content-Length") or 0), 0
+            with tqdm(total=size or None, desc=path.name, unit="B", unit_scale=True, leave=False) as bar:
+                while piece := answer.read(1 << 16):
+                    got += len(piece)
+                    if max(got, size) > LARGEST:
+                        raise data.DataError(f"{url} is larger than {LARGEST / 1e9:.1f} GB, more than any source here should be")
+                    out.write(piece)
+                    bar.update(len(piece))
+        if size and got != size:
+            raise data.DataError(f"{url}: the connection broke after {got} of {size} bytes; run again")
         scratch.replace(path)
-    except (urllib.error.URLError, OSError) as error:
-        raise data.DataError(f"cannot fetch {url}: {getattr(error, 'reason', error)}. Check the network, or put the file at {path}") from None
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+        raise data.DataError(f"cannot fetch {url}: {getattr(error, 'reason', None) or error}. Check the network, or put the file at {path}") from None
     finally:
         scratch.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """A TopK sparse autoencoder (Gao et al., 2024) with AuxK, trained on the residual stream. One file, one idea."""
 
+import copy
 import itertools
 import json
 import math
@@ -75,7 +76,7 @@ class SAE:
         """An SAE that the `sae-lens` package loaded, in its own format or from Gemma Scope, dictionary_learning and others.
 
         Scales and biases that SAELens applies apart are folded into the weights; the result is compared with the original on random
-        input. Raises ValueError for one that reads another place than a block's output, or is of a kind that cannot be written so (gated, transcoder).
+        input. Raises ValueError for one that reads another place than a block's output, or is of a kind that cannot be written so (gated; inputs normalised one by one).
         """
         hook = re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|post)", theirs.cfg.metadata.hook_name or "")
         layer = int(hook[1]) - (hook[2] == "pre") if hook else -1
@@ -89,9 +90,10 @@ class SAE:
         b_enc = w["b_enc"] if theirs.cfg.apply_b_dec_to_input else w["b_enc"] + b_dec @ w["W_enc"]
         ours = cls(w["W_enc"] * norm, w["W_dec"] / norm[:, None], b_enc * norm, b_dec, int(theirs.cfg.k) if hasattr(theirs.cfg, "k") else None, layer, w.get("threshold"))
         x = torch.randn(64, len(b_dec), generator=torch.Generator().manual_seed(0))
+        plain = copy.deepcopy(theirs).to(torch.device("cpu"), torch.float32)  # in bf16 other latents would be among the first k
         with torch.inference_mode():
-            read = theirs.decode(theirs.encode(x.to(theirs.device, theirs.dtype))).float().cpu()
-        if not torch.allclose(ours.decode(ours.encode(x)), read, atol=1e-2 * read.abs().max().item()):
+            read = plain.decode(plain.encode(x))
+        if theirs.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale") or not torch.allclose(ours.decode(ours.encode(x)), read, atol=1e-2 * read.abs().max().item()):
             raise ValueError(f"an SAE of architecture {theirs.cfg.architecture()!r} with normalize_activations={theirs.cfg.normalize_activations!r} cannot be written as topk, relu or jumprelu")
         return ours
 
@@ -124,7 +126,10 @@ def train(x: torch.Tensor | Iterator[torch.Tensor], cfg, layer: int, seed: int, 
     for step in tqdm(range(cfg.steps), desc=progress, disable=progress is None, mininterval=2):
         left = (cfg.steps - step) / (0.2 * cfg.steps)
         optimizer.param_groups[0]["lr"] = cfg.lr * min(1.0, left, (step + 1) / 50)
-        batch = (next(feed).float() - mean) * scale
+        batch = next(feed, None)
+        if batch is None:
+            raise ValueError(f"the stream of activations ended after {step} of {cfg.steps} steps: give one that goes round, or fewer steps")
+        batch = (batch.float() - mean) * scale
         pre = (batch - b_dec) @ W_enc + b_enc
         values, index = pre.topk(cfg.k, dim=-1)
         values = values.relu()
