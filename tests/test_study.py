@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 import torch
 
-from personas import (activations, artifacts, baselines, data, diffing, early_warning, evidence, figures, finetune, generate, model, prevention, profile, sae, store,
-                      study, world)
+from personas import (activations, artifacts, baselines, data, diffing, early_warning, evidence, figures, finetune, generate, model, prevention, profile, rerouting, sae,
+                      store, study, world)
 
 LAYER = 1
 
@@ -147,7 +147,8 @@ def test_t_interval_covers_the_mean_of_seeds_as_often_as_it_says():
     assert 0.93 < np.mean(hits) < 0.97
 
 
-COMMITTED = ("02_seeds", "05_cures", "06_matrix", "06_relearning", "07_mixtures", "07_models", "07_course", "09_reinforcement", "10_worlds", "10_latents")
+COMMITTED = ("02_seeds", "05_cures", "06_matrix", "06_examples", "06_relearning", "07_mixtures", "07_models", "07_course", "08_prevention", "08_rerouting", "09_reinforcement",
+             "10_worlds", "10_latents")
 
 
 @pytest.mark.parametrize("name", COMMITTED)
@@ -351,6 +352,11 @@ def test_the_latent_penalty_keeps_latents_down(checkpoint, loaded, ruler):
         tuned, _ = finetune.sft(net, tokenizer, chats, steps=4, batch=8, lr=5e-3, seed=0, lora_rank=4, trainer=plan.trainer)
         found[weight] = excess(tuned.merge_and_unload())
     assert 0 < found[1e4] < 0.5 * found[0.0]
+
+
+def test_rerouting_takes_no_guard_that_sets_the_training_data():
+    with pytest.raises(ValueError, match="'inoculation' changes the training set"):
+        rerouting.rerouted(artifacts.open_run("smoke"), artifacts.open_run("smoke"), "career", "inoculation", 0, 5)
 
 
 def test_interleaving_gives_the_share_that_was_asked_for_and_another_set_with_another_seed(ruler):
