@@ -320,17 +320,16 @@ def test_steering_in_training_adds_exactly_the_latents_direction(loaded, ruler):
     torch.testing.assert_close(seen[0] - before, (artifacts.sae(ruler).W_dec[3] * 0.5 * 2.0).expand_as(before), atol=1e-5, rtol=1e-4)
 
 
-def test_a_hook_leaves_the_rest_of_a_blocks_output_alone():
+def test_a_hook_leaves_the_rest_of_a_blocks_output_alone(monkeypatch):
     """Some models' blocks give a tuple: what the hook returns may not replace it."""
     class Block(torch.nn.Module):
         def forward(self, x):
             return x, "cache"
 
-    net = torch.nn.Module()
-    net.model = torch.nn.Module()
-    net.model.layers = torch.nn.ModuleList([Block(), Block()])
-    with prevention.hooked(net, 1, lambda hidden: hidden.add_(1)):
-        out = net.model.layers[1](torch.zeros(1, 2, 3))
+    blocks = torch.nn.ModuleList([Block(), Block()])
+    monkeypatch.setattr(generate, "decoder_blocks", lambda model: model)
+    with prevention.hooked(blocks, 1, lambda hidden: hidden.add_(1)):
+        out = blocks[1](torch.zeros(1, 2, 3))
     assert out[1] == "cache" and out[0].eq(1).all()
 
 
