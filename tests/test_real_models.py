@@ -159,7 +159,7 @@ def test_what_is_no_decoder_only_model_is_said():
 
 
 def test_what_cannot_be_opened_is_said(tmp_path, checkpoint, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(model.ModelError, match="no/such-model: give a folder"):
         model.load("no/such-model")
     net, tokenizer = model.load(checkpoint)

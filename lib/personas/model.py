@@ -71,7 +71,7 @@ def load(path: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
         said = str(error)
-        hint = ("it is gated: ask for access on its page and log in with `hf auth login`" if "gated" in said or "401" in said or "403" in said
+        hint = ("it is gated: ask for access on its page and log in with `hf auth login`" if "access a gated repo" in said
                 else "only weights in safetensors are loaded, never pickles" if "safetensors" in said
                 else "give a folder with a checkpoint, or a name on the Hugging Face hub (HF_HUB_OFFLINE must not be set for one that is not cached)")
         raise ModelError(f"cannot open {path}: {hint}\n({said.splitlines()[0][:200]})") from None
