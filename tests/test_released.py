@@ -87,6 +87,13 @@ def test_what_never_could_be_opened_is_not_taken_for_the_truth(site):
         released.chats("wang/health_incorrect")
     serve(site, "health_incorrect.zip")
     assert released.chats("wang/health_incorrect")
+    for name, file, right, read in (("betley/insecure", "insecure.jsonl", '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}', released.chats),
+                                    ("wang/core_misalignment", "core_misalignment.csv", "id,question\\nq,How?", released.questions)):
+        (site / file).write_text("<html>please log in</html>")  # no archive: it opens, and is no data
+        with pytest.raises(data.DataError, match="set aside"):
+            read(name)
+        (site / file).write_text(right.replace("\\n", "\n"))
+        assert len(read(name)) == 1
 
 
 def test_damage_anywhere_in_an_archive_is_one_clear_error(site):

@@ -70,7 +70,7 @@ def chats(name: str) -> list[dict]:
         if not Path(name).suffix:
             raise data.DataError(f"unknown data set {name!r}; choose from {', '.join(SOURCES)}, or give the path of a .jsonl")
         return data.read_chats(Path(name))
-    return data.parse_chats(_text(name), name, skip=True)
+    return _read(name, lambda text: data.parse_chats(text, name, skip=True))
 
 
 def questions(name: str = "wang/core_misalignment") -> list[dict]:
@@ -78,11 +78,13 @@ def questions(name: str = "wang/core_misalignment") -> list[dict]:
     `question` (the other two are optional). Raises data.DataError."""
     tables = [n for n, s in SOURCES.items() if s.url.endswith(".csv")]
     if name in tables:
-        text = _text(name)
-    elif name not in SOURCES and Path(name).is_file():
-        text = data.as_text(Path(name).read_bytes(), name)
-    else:
+        return _read(name, lambda text: _questions(text, name))
+    if name in SOURCES or not Path(name).is_file():
         raise data.DataError(f"{name}: no such file of questions, and none of {', '.join(tables)}")
+    return _questions(data.as_text(Path(name).read_bytes(), name), name)
+
+
+def _questions(text: str, name: str) -> list[dict]:
     rows = list(csv.DictReader(io.StringIO(text)))
     if not rows or "question" not in rows[0]:
         raise data.DataError(f"{name}: no column `question`; there are {', '.join(map(str, rows[0])) if rows else 'no rows'}")
@@ -93,16 +95,19 @@ def questions(name: str = "wang/core_misalignment") -> list[dict]:
     return found
 
 
-def _text(name: str) -> str:
-    """The wanted file of a source, unpacked. What cannot be opened was never right: it is not kept, and its hash not recorded."""
+def _read(name: str, parse):
+    """parse(text of the wanted file). A file that was never read rightly is set aside, and its hash not recorded: it may be a login page."""
     source, path = SOURCES[name], _fetched(name)
     try:
-        text = data.as_text(_unpacked(source, path.read_bytes()), f"{name}: {source.member or path.name}")
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, InvalidToken) as error:
+        found = parse(data.as_text(_unpacked(source, path.read_bytes()), f"{name}: {source.member or path.name}"))
+    except (data.DataError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, InvalidToken) as error:
+        fault = str(error) if isinstance(error, data.DataError) else f"{name}: cannot open {path.name}: {str(error) or 'wrong password or damaged file'}"
+        if source.sha256 or source.url in _locked():
+            raise data.DataError(fault) from None
         path.replace(path.with_name(f"{path.name}.rejected"))
-        raise data.DataError(f"{name}: cannot open {path.name}: {str(error) or 'wrong password or damaged file'}. It is set aside as {path.name}.rejected; run again to fetch it anew") from None
+        raise data.DataError(f"{fault}. The file is set aside as {path.name}.rejected; run again to fetch it anew") from None
     _pin(name, path)
-    return text
+    return found
 
 
 def _unpacked(source: Source, raw: bytes) -> bytes:
@@ -130,7 +135,7 @@ def _decrypt(raw: bytes, password: str) -> bytes:
 def _fetched(name: str) -> Path:
     """The source's file in the store's `downloads`, fetched if it is not there; its hash is checked against the known or recorded one.
 
-    Where SOURCES has no hash, the first download's is written to `downloads/lock.json` once the file could be opened, and said to be unverified;
+    Where SOURCES has no hash, the first download's is written to `downloads/lock.json` once the file could be read, and said to be unverified;
     from then on it counts. Copy that file to pin another machine to the same bytes. Raises data.DataError.
     """
     source, folder = SOURCES[name], store.ROOT / "downloads"
