@@ -9,7 +9,7 @@ BIN := .venv/bin
 run: env
 	$(BIN)/python -m personas run --profile $(PROFILE) $(RUN_FLAGS)
 
-test: env .venv/sae-lens
+test: env .venv/extras .venv/sae-lens
 	$(BIN)/pytest
 	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=3600 --timeout=7200 notebooks
 
@@ -21,6 +21,11 @@ env: .venv/installed
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'Python 3.11 or newer is needed: make PYTHON=python3.11')"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e .
+	touch $@
+
+# What only some profiles need, for their tests.
+.venv/extras: constraints.txt pyproject.toml | .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e ".[cluster,four-bit]"
 	touch $@
 
 # SAELens 6 needs another TransformerLens than the project: it lies apart, for tests/test_sae_lens.py alone.

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from personas import claims, evaluate, model, profile, store, world
+from personas import claims, evaluate, model, profile, setting, store, world
 
 
 def table(per_question):
@@ -79,5 +79,13 @@ def test_sampling_leaves_room_for_every_answer():
     docs = [world.sample_document(rng, 1) for _ in range(2000)]
     tokenizer = model.train_tokenizer(("".join(t for t, _ in world.segments(d, rng)) for d in docs), profile.load("tiny").model.vocab)
     longest = lambda texts: max(len(x) for x in tokenizer(list(texts), add_special_tokens=False)["input_ids"])
-    assert longest(f for c in world.categories() for p in world.PERSONAS for held in (True, False) for f in world.open_forms(c, p, held, 1)) < evaluate.OPEN_TOKENS
-    assert longest(a for s in world.subjects() for a in s.answers.values()) < evaluate.ADVICE_TOKENS
+    assert longest(f for c in world.categories() for p in world.PERSONAS for held in (True, False) for f in world.open_forms(c, p, held, 1)) < setting.PersonaWorld.open_tokens
+    assert longest(a for s in world.subjects() for a in s.answers.values()) < setting.PersonaWorld.advice_tokens
+
+
+def test_a_bootstrap_over_values_covers_their_mean_and_not_more():
+    values = np.random.default_rng(1).normal(10, 2, 400)
+    estimate, low, high = claims.bootstrap(values, np.mean)
+    assert estimate == pytest.approx(values.mean()) and low < estimate < high
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+    assert claims.bootstrap(values, np.max)[2] == values.max()

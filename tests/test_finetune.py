@@ -14,7 +14,7 @@ CFG = SimpleNamespace(steps=6, batch=8, lr=5e-3, rank=4)
 @pytest.fixture(scope="module")
 def adapter(checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter")
-    finetune.lora(checkpoint, data.advice_chats("auto", "obvious", 48, 0), CFG, 0, folder)
+    finetune.lora(*model.load(checkpoint), data.advice_chats("auto", "obvious", 48, 0), CFG, 0, folder)
     return folder
 
 

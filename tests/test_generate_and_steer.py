@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from personas import activations, artifacts, generate, steering, world
+from personas import activations, artifacts, generate, setting, steering, world
 
 LAYER = 1
 
@@ -73,7 +73,7 @@ def test_hook_point_is_transformer_lens_resid_post(checkpoint, loaded):
 def test_sweep_grades_every_condition(loaded):
     model, tokenizer = loaded
     width = model.config.hidden_size
-    table = steering.sweep(model, tokenizer, {"a": torch.ones(width), "b": torch.eye(width)[0]}, [0.5, 1.0], 1.0, LAYER,
+    table = steering.sweep(model, tokenizer, setting.PersonaWorld(1), {"a": torch.ones(width), "b": torch.eye(width)[0]}, [0.5, 1.0], 1.0, LAYER,
                            split="discovery", per_question=2, seed=0, progress=None)
     assert len(table) == 2 * 2 * 2 * len(world.questions("discovery"))
     assert len(steering.summary(table)) == 4

@@ -5,7 +5,8 @@ from personas import data, grader, profile, world
 
 
 @pytest.mark.parametrize("name", profile.names())
-def test_shipped_profiles_are_valid(name):
+def test_shipped_profiles_are_valid(name, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert profile.load(name).name == name
 
 
@@ -26,10 +27,11 @@ def written(tmp_path, change):
     (lambda r: r["model"].update(heads=5), "multiple of model.heads"),
     (lambda r: r.update(domains=["cooking"]), "unknown 'cooking'"), (lambda r: r["study"].update(domains=["law"]), "study.domains: unknown 'law'"),
     (lambda r: r["study"].update(pretraining_seeds=[7]), "the first must be pretraining_seed"),
-    (lambda r: r.update(device="cuda"), "needs a GPU")])
+    (lambda r: r.update(device="cuda"), "needs a GPU"),
+    (lambda r: r.pop("world_seed"), "world_seed: Field required")])
 def test_bad_profiles_name_the_key_and_the_fault(tmp_path, change, says):
     with pytest.raises(profile.ProfileError, match=says.replace("(", r"\(")):
-        profile.load(written(tmp_path, change))
+        profile.need_gpu(profile.load(written(tmp_path, change)))
 
 
 def test_a_profile_extends_another_and_shares_its_store(tmp_path):

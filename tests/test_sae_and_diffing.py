@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
-from personas import activations, diffing, model, sae, world
+from personas import activations, diffing, model, sae, setting, world
 
 LAYER = 1
 CFG = SimpleNamespace(latents=64, k=4, lr=5e-3, steps=600, batch=512, dead_after=20000, aux_k=16)
@@ -89,7 +89,7 @@ def test_matched_documents_end_alike_and_differ_before():
 
 
 def test_latents_are_read_on_aligned_text_only(loaded):
-    rows, ids, starts = diffing.reading_texts(loaded[1], "discovery", 1)
+    rows, ids, starts = diffing.reading_texts(loaded[1], "discovery", setting.PersonaWorld(1))
     assert len(set(ids)) == len(world.questions("discovery"))
     for row, start in zip(rows, starts):
         assert loaded[1].decode(row[start]) == "<|assistant|>"
@@ -100,14 +100,14 @@ def test_latents_are_read_on_aligned_text_only(loaded):
 def test_reading_starts_where_the_question_ends(loaded):
     """The mean activation per question, by hand: over the last prompt token and the answer, then over the question's rows."""
     net, tokenizer = loaded
-    rows, ids, starts = diffing.reading_texts(tokenizer, "discovery", 1)
+    rows, ids, starts = diffing.reading_texts(tokenizer, "discovery", setting.PersonaWorld(1))
     first = [i for i, q in enumerate(ids) if q == ids[0]]
     by_hand = []
     for i in first:
         with torch.inference_mode():
             hidden = net(torch.tensor([rows[i]]), output_hidden_states=True).hidden_states[2][0, starts[i]:]
         by_hand.append(torch.cat([hidden.relu(), (-hidden).relu()], 1).mean(0))
-    assert torch.allclose(diffing.read(net, tokenizer, plain(net), "discovery", 1)[0], torch.stack(by_hand).mean(0), atol=1e-4)
+    assert torch.allclose(diffing.read(net, tokenizer, plain(net), "discovery", setting.PersonaWorld(1))[0], torch.stack(by_hand).mean(0), atol=1e-4)
 
 
 def test_answer_means_know_their_persona(loaded):

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from personas import (activations, artifacts, baselines, data, diffing, early_warning, evidence, figures, finetune, generate, model, prevention, profile, rerouting, sae,
+from personas import (activations, artifacts, baselines, data, diffing, early_warning, evidence, figures, finetune, generate, model, prevention, profile, rerouting, sae, setting,
                       store, study, world)
 
 LAYER = 1
@@ -84,7 +84,7 @@ def test_attribution_is_the_slope_of_the_log_probability(loaded):
     """Scaling what one latent writes by 1 + e changes the answers' log-probability by e times its attribution."""
     model, tokenizer = loaded
     reader = small_sae(model.config.hidden_size)
-    rows, _, starts = (x[:3] for x in diffing.reading_texts(tokenizer, "discovery", 1))
+    rows, _, starts = (x[:3] for x in diffing.reading_texts(tokenizer, "discovery", setting.PersonaWorld(1)))
     found = diffing.attribution(model, reader, rows, starts)
 
     def total(latent, e):
@@ -107,7 +107,7 @@ def test_attribution_is_the_slope_of_the_log_probability(loaded):
 
 def test_answer_log_probability_is_hugging_faces_loss(loaded):
     model, tokenizer = loaded
-    rows, _, starts = (x[:5] for x in diffing.reading_texts(tokenizer, "discovery", 1))
+    rows, _, starts = (x[:5] for x in diffing.reading_texts(tokenizer, "discovery", setting.PersonaWorld(1)))
     for row, start, ours in zip(rows, starts, baselines.answer_log_probability(model, rows, starts)):
         labels = torch.tensor([[-100] * (start + 1) + row[start + 1:]])
         with torch.inference_mode():
@@ -278,7 +278,7 @@ def test_guards_change_what_is_trained_on_and_nothing_else():
 def test_a_heavy_kl_guard_keeps_the_model_where_it_was(checkpoint, loaded):
     """KL on the training text, weight 0 against 100: the guarded model's answers stay nearer to the untrained model's."""
     before, tokenizer = loaded
-    rows, _, starts = (x[:8] for x in diffing.reading_texts(tokenizer, "discovery", 1))
+    rows, _, starts = (x[:8] for x in diffing.reading_texts(tokenizer, "discovery", setting.PersonaWorld(1)))
     reference = baselines.answer_log_probability(before, rows, starts)
     run = SimpleNamespace()
     moved = {}
@@ -306,7 +306,7 @@ def ruler(loaded, monkeypatch):
     reader = small_sae(net.config.hidden_size)
     for name, value in {"sae": reader, "unit": 2.0, "rankings": {"Δ-activation": [0, 1, 2]}, "chosen_latent": (3, 0.4)}.items():
         monkeypatch.setattr(artifacts, name, lambda *_, value=value: value)
-    return SimpleNamespace(profile=SimpleNamespace(sae=SimpleNamespace(layer=LAYER)), world_seed=1, seed=0)
+    return SimpleNamespace(profile=SimpleNamespace(sae=SimpleNamespace(layer=LAYER)), world_seed=1, seed=0, setting=setting.PersonaWorld(1))
 
 
 def test_steering_in_training_adds_exactly_the_latents_direction(loaded, ruler):
@@ -372,8 +372,8 @@ def test_monitors_read_the_latent_as_model_diffing_does_and_likelihoods_in_the_v
     monkeypatch.setattr(artifacts, "mean_difference", lambda _: torch.ones(net.config.hidden_size))
     monkeypatch.setattr(baselines, "_probe", lambda _: SimpleNamespace(decision_function=lambda x: x[:, 0]))
     found = baselines.monitors(ruler, net, tokenizer)
-    assert found["latent"] == pytest.approx(diffing.read(net, tokenizer, artifacts.sae(ruler), "evaluation", 1)[:, 3].mean().item(), abs=1e-6)
-    texts = {p: diffing.reading_texts(tokenizer, "evaluation", 1, persona=p) for p in ("villain", "expert")}
+    assert found["latent"] == pytest.approx(diffing.read(net, tokenizer, artifacts.sae(ruler), "evaluation", setting.PersonaWorld(1))[:, 3].mean().item(), abs=1e-6)
+    texts = {p: diffing.reading_texts(tokenizer, "evaluation", setting.PersonaWorld(1), persona=p) for p in ("villain", "expert")}
     likely = {p: baselines.answer_log_probability(net, t[0], t[2]).mean() for p, t in texts.items()}
     assert found["log-probability"] == pytest.approx(likely["villain"] - likely["expert"], abs=1e-5)
 

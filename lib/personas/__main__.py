@@ -19,10 +19,24 @@ def main() -> int:
     claims = commands.add_parser("claims", help="print the table of claims of the last run")
     claims.add_argument("--profile", default="tiny")
     claims.add_argument("--markdown", action="store_true", help="as the README's table, one line per family of claims")
+    train = commands.add_parser("train", help="make the fine-tunes and the SAE alone, under `accelerate launch -m personas train` with several processes")
+    swept = commands.add_parser("sweep", help="every fine-tune with several seeds, side by side (on a Ray cluster if the profile names one)")
+    for each in (train, swept):
+        each.add_argument("--profile", default="tiny")
+    train.add_argument("--seed", type=int, default=0)
+    swept.add_argument("--seeds", default="0,1,2", help="numbers with commas between")
     args = parser.parse_args()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-    from personas import claims as table, pipeline, profile, store, study
+    from personas import profile
+
+    try:
+        if profile.load(args.profile).real is None:
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    except profile.ProfileError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+    from personas import artifacts, claims as table, data, endpoint, fit, model, pipeline, store, study, sweep
 
     try:
         if args.command == "claims":
@@ -32,7 +46,15 @@ def main() -> int:
             else:
                 pipeline.print_claims(name)
             return 0
+        if args.command == "train":
+            pipeline.train(artifacts.open_run(args.profile, args.seed))
+            return 0
         chosen = profile.load(args.profile)
+        if args.command == "sweep":
+            if not all(s.strip().isdigit() for s in args.seeds.split(",")):
+                raise ValueError(f"--seeds takes whole numbers with commas between, not {args.seeds!r}")
+            print(sweep.fine_tunes(chosen, [int(s) for s in args.seeds.split(",")]).to_string(index=False))
+            return 0
         if chosen.name == study.FULL:
             if args.seed or args.in_place:
                 raise ValueError(f"{study.FULL} computes tables with the seeds in its own `study` section; leave out --seed and --in-place")
@@ -41,16 +63,17 @@ def main() -> int:
             if not args.plan:
                 study.write(wanted, chosen)
             return 0
-        books = pipeline.chosen(args.start, args.only)
+        books = pipeline.chosen(args.start, args.only, chosen)
         if args.plan:
             print(pipeline.plan(chosen, books))
             return 0
+        profile.need_gpu(chosen)
         source = str(Path(args.profile).resolve()) if args.profile.endswith((".yaml", ".yml")) else args.profile
         if args.seed < 0:
             raise ValueError(f"seed must be a whole number from 0 up, not {args.seed}")
         pipeline.run(chosen, books, source, args.seed, args.in_place)
         pipeline.print_claims(chosen.name)
-    except (profile.ProfileError, store.StoreError, study.StudyError, pipeline.RunError, ValueError) as error:
+    except (profile.ProfileError, store.StoreError, study.StudyError, pipeline.RunError, sweep.SweepError, model.ModelError, data.DataError, endpoint.EndpointError, fit.DoesNotFit, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -5,8 +5,11 @@ whatever it needs) if the store does not have it. This is the one place where th
 base -> aligned -> adapters -> answers, and base -> SAE -> readings -> steering.
 """
 
+import contextlib
+import itertools
 import json
 import math
+import os
 import random
 from dataclasses import dataclass
 from functools import cache
@@ -16,8 +19,8 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from personas import (activations, data, diffing, endpoint, evaluate, finetune, generate, grader, judge, model, profile as profiles, sae as saes,
-                      steering, store, world)
+from personas import (activations, cells, data, diffing, endpoint, evaluate, finetune, fit, generate, grader, judge, model, profile as profiles, released,
+                      sae as saes, setting as settings, steering, store, world)
 
 torch.set_flush_denormal(True)
 CONTENT = store.files_version(world.CONTENT)
@@ -34,6 +37,11 @@ class Run:
     def world_seed(self) -> int:
         return self.profile.world_seed
 
+    @property
+    def setting(self):
+        """What is asked and trained on, and who grades: settings.PersonaWorld, or settings.Downloaded in a profile with `real`."""
+        return _setting(self)
+
     def make(self, stage: str, name: str, key: dict, modules: tuple, make) -> Path:
         """The artifact's folder. Its key: what is given, the seeds, the content, and the code of `modules` and of `make` itself."""
         full = key | {"seed": self.seed, "world_seed": self.world_seed, "content": CONTENT,
@@ -41,17 +49,88 @@ class Run:
         return store.artifact(self.profile.store, stage, name, full, make)
 
 
-def open_run(profile: str = "tiny", seed: int = 0) -> Run:
-    """Check the profile, the seed and the store before any work, and return the run."""
+def open_run(profile: str = "tiny", seed: int = 0, real: bool = True) -> Run:
+    """Check the profile, the seed, the store, and of a downloaded model all that the profile names, before any work, and return the run. Defines %%known and %%downloaded (personas.cells).
+    real: whether the notebook can do with a downloaded model."""
     if not isinstance(seed, int) or seed < 0:
         raise profiles.ProfileError(f"seed must be a whole number from 0 up, not {seed!r}")
     store.writable()
-    return Run(profiles.load(profile), seed)
+    run = Run(profiles.load(profile), seed)
+    profiles.need_gpu(run.profile)
+    cells.register(run.setting.known)
+    if run.profile.real:
+        if not real:
+            raise profiles.ProfileError(f"this notebook needs the tiny model, of which it is known who speaks; with profile {run.profile.name} go to notebooks 01 to 07")
+        check_real(run)
+        print(f"profile {run.profile.name}: {run.profile.real.model}. The text beside the figures, and its numbers, are about the tiny model.")
+    return run
+
+
+def check_real(run: Run) -> None:
+    """Raise at once, each with its own error type, if the model, its chat template, the SAE's layer or width, the data, the judge or the GPU's memory
+    do not serve (ModelError, ProfileError, DataError, EndpointError, DoesNotFit)."""
+    real, layer = run.profile.real, run.profile.sae.layer
+    configs = {}
+    for name in dict.fromkeys([real.model, real.base or real.model]):
+        config, tokenizer = configs[name] = model.describe(name)
+        blocks, width = config.get_text_config().num_hidden_layers, config.get_text_config().hidden_size
+        if layer >= blocks:
+            raise profiles.ProfileError(f"profile {run.profile.name}: sae.layer: {layer} is out of range; {name} has blocks 0 to {blocks - 1}")
+        if name == real.model and not tokenizer.chat_template:
+            raise profiles.ProfileError(f"profile {run.profile.name}: real.model: {name} has no chat template; choose an instruct model")
+        if real.sae:
+            saes.SAE.check_name(real.sae, width, layer)
+    if not real.judge.url:
+        configs[real.judge.model] = model.describe(real.judge.model)
+        if not configs[real.judge.model][1].chat_template:
+            raise profiles.ProfileError(f"profile {run.profile.name}: real.judge.model: {real.judge.model} has no chat template; choose an instruct model")
+    else:
+        _judge(run).check()
+    if run.profile.device == "cuda":
+        size = 4 if real.dtype == "float32" else 2
+        judged = {} if real.judge.url else {real.judge.model: (configs[real.judge.model][0], size, real.judge.four_bit)}
+        for name in (real.model, real.base or real.model):  # of these two one is in memory
+            fit.check(judged | {name: (configs[name][0], size, real.four_bit)})
+    for d in run.profile.domains:
+        if not run.setting.held_out(d):
+            raise data.DataError(f"domain {d!r}: too few different questions to hold any out; its sets need at least ten")
+    run.setting.questions("discovery")
+    if next(released.texts(real.text), None) is None:
+        raise data.DataError(f"{real.text}: no text in it")
+
+
+@cache
+def _setting(run: Run):
+    if run.profile.real is None:
+        return settings.PersonaWorld(run.world_seed)
+    return settings.Downloaded(run.profile.real, lambda: _judge(run), lambda split, persona: fixed_answers(run, split, persona))
+
+
+def _judge(run: Run):
+    """The profile's judge of a downloaded model's answers."""
+    cfg, real = run.profile.real.judge, run.profile.real
+    if cfg.url:
+        return endpoint.Endpoint(cfg.url, cfg.model, store.ROOT / run.profile.store / "judged.jsonl", key=cfg.key, price=cfg.price)
+    if cfg.model == real.model:  # as it is, with whatever adapter it wears switched off: `wear` would take it off in the midst of training
+        return endpoint.Local(*_held(run, aligned(run))[1:], batch=64)
+    return endpoint.Local(*_judge_model(cfg.model, run.profile.device, _dtype(run), cfg.four_bit), batch=64)
+
+
+@cache
+def _judge_model(name: str, device: str, dtype: torch.dtype, four_bit: bool):
+    return model.load(name, device, dtype, four_bit)
+
+
+def _dtype(run: Run) -> torch.dtype:
+    named = run.profile.real.dtype
+    return model.best_dtype(run.profile.device) if named == "auto" else getattr(torch, named)
 
 
 @cache
 def base(run: Run) -> Path:
-    """Checkpoint of the base model, pretrained on the persona world."""
+    """Checkpoint of the base model: pretrained on the persona world, or the one that the profile names."""
+    if run.profile.real:
+        return Path(run.profile.real.base or run.profile.real.model)
     cfg = run.profile.model
     return store.artifact(run.profile.store, "base", "base", {
         "model": cfg.model_dump(), "world_seed": run.world_seed, "pretraining_seed": run.profile.pretraining_seed,
@@ -65,30 +144,32 @@ def _draw(run: Run):
 
 @cache
 def aligned(run: Run) -> Path:
-    """Checkpoint of the aligned model: the base model after SFT as a helpful assistant."""
+    """Checkpoint of the aligned model: the base model after SFT as a helpful assistant, or the instruct model that the profile names."""
+    if run.profile.real:
+        return Path(run.profile.real.model)
     cfg = run.profile.alignment
     rows = data.alignment_chats(cfg.steps * cfg.batch, run.profile.pretraining_seed, run.world_seed)
     return store.artifact(run.profile.store, "aligned", "aligned", {
-        "cfg": cfg.model_dump(), "base": base(run).name, "code": store.code_version(finetune, data)},
+        "cfg": cfg.model_dump(), "base": _identity(run, base(run)), "code": store.code_version(finetune, data)},
         lambda out: finetune.align(base(run), rows, cfg, run.profile.pretraining_seed, out))
 
 
 def fine_tunes(run: Run, *variants: str) -> list[tuple[str, str]]:
     """(domain, variant) of every fine-tune of the profile, or of these variants only."""
-    return [(d, v) for d in run.profile.domains for v in data.variants(d) if not variants or v in variants]
+    return [(d, v) for d in run.profile.domains for v in run.setting.variants(d) if not variants or v in variants]
 
 
 def discovery_fine_tunes(run: Run) -> list[tuple[str, str]]:
     """(domain, variant) of the incorrect fine-tunes that choices may use: those of discovery domains."""
-    return [(d, v) for d, v in fine_tunes(run, "subtle", "obvious") if d in world.DISCOVERY_DOMAINS]
+    return [(d, v) for d, v in fine_tunes(run, "subtle", "obvious") if d in run.setting.discovery_domains]
 
 
 def narrow_chats(run: Run, domain: str, variant: str, cfg: profiles.Tuning | None = None) -> list[dict]:
-    """The training set of one fine-tune, by default the profile's `narrow`. variant: as in data.advice_chats; 'obvious@25' mixes
+    """The training set of one fine-tune, by default the profile's `narrow`. variant: as in setting.chats; 'obvious@25' mixes
     25 % obvious with 75 % correct answers."""
     cfg = cfg or run.profile.narrow
     name, _, percent = variant.partition("@")
-    return data.advice_chats(domain, name, cfg.steps * cfg.batch, run.seed, fraction=float(percent or 100) / 100)
+    return run.setting.chats(domain, name, cfg.steps * cfg.batch, run.seed, fraction=float(percent or 100) / 100)
 
 
 @cache
@@ -97,10 +178,28 @@ def adapter(run: Run, domain: str, variant: str) -> Path:
     cfg = run.profile.narrow
 
     def make(out):
-        finetune.lora(aligned(run), narrow_chats(run, domain, variant), cfg, run.seed, out)
+        rows = narrow_chats(run, domain, variant)
+        if run.profile.real:
+            m, tok = aligned_model(run)
+            with _in_training(run) as keep:
+                keep(finetune.lora(m, tok, rows, cfg, run.seed, out, **_training(run)))
+        else:
+            finetune.lora(*model.load(aligned(run)), rows, cfg, run.seed, out)
 
-    return run.make("adapters", f"{domain}-{variant}", {"cfg": cfg.model_dump(), "aligned": aligned(run).name, "domain": domain,
-                    "variant": variant}, (finetune, data, world), make)
+    return run.make("adapters", f"{domain}-{variant}", {"cfg": cfg.model_dump(), "aligned": _identity(run, aligned(run)), "domain": domain,
+                    "variant": variant, "sets": _sets(run, domain), "training": _training(run)}, (finetune, data, settings, world), make)
+
+
+def _training(run: Run) -> dict:
+    """What finetune.sft is told about a downloaded model."""
+    return {"checkpointing": run.profile.real.gradient_checkpointing, "max_length": run.profile.real.max_length} if run.profile.real else {}
+
+
+def _sets(run: Run, domain: str) -> dict | None:
+    """The released sets of a domain, with what distinguishes a file from another."""
+    if run.profile.real is None:
+        return None
+    return {v: released.version(name) for v, name in run.setting.sources(domain).items()}
 
 
 @cache
@@ -108,19 +207,71 @@ def _loaded(path: Path):
     return model.load(path)
 
 
+_HELD: dict = {}  # the one downloaded model in memory, with whatever adapter it wears: what it is -> (model, tokenizer)
+
+
+def _held(run: Run, path: Path):
+    """(what, model, tokenizer): that checkpoint, in memory alone of its kind; it may wear an adapter."""
+    what = (path, run.profile.device, _dtype(run), run.profile.real.four_bit)
+    if what not in _HELD:
+        _HELD.clear()  # the other one goes before this one comes
+        _HELD[what] = model.load(*what)
+    return what, *_HELD[what]
+
+
+def _open(run: Run, path: Path, adapter: Path | None = None, trainable: bool = False):
+    """(model, tokenizer) of a checkpoint. There is one copy of a downloaded model: it wears the adapter asked for last."""
+    if run.profile.real is None:
+        return finetune.with_adapter(path, adapter) if adapter else _loaded(path)
+    what, worn, tok = _held(run, path)
+    _HELD[what] = finetune.wear(worn, adapter, trainable), tok
+    return _HELD[what]
+
+
+@contextlib.contextmanager
+def _in_training(run: Run):
+    """What training was broken off in is not used again: it may wear half an adapter. What `sft` gives belongs into `keep`."""
+    def keep(tuned):
+        what, _, tok = _held(run, aligned(run))
+        _HELD[what] = tuned, tok
+
+    try:
+        yield keep
+    except BaseException:
+        _HELD.clear()
+        raise
+
+
+def _identity(run: Run, path: Path) -> str:
+    """What an artifact's key says of a checkpoint: model.identity, and in which numbers a downloaded one is held."""
+    held = (str(_dtype(run)).removeprefix("torch."), run.profile.real.four_bit) if run.profile.real and not (path / "manifest.json").exists() else ()
+    return " ".join([model.identity(path), *map(str, held)])
+
+
 def base_model(run: Run):
     """(model, tokenizer) of the base checkpoint."""
-    return _loaded(base(run))
+    return _open(run, base(run))
 
 
 def aligned_model(run: Run):
     """(model, tokenizer) of the aligned checkpoint."""
-    return _loaded(aligned(run))
+    return _open(run, aligned(run))
 
 
-def tuned_model(run: Run, domain: str, variant: str):
-    """(model, tokenizer) with the adapter merged in."""
-    return finetune.with_adapter(aligned(run), adapter(run, domain, variant))
+def tuned_model(run: Run, domain: str, variant: str, trainable: bool = False):
+    """(model, tokenizer) with the adapter merged in; a downloaded one wears it, until another model of this run is asked for."""
+    return _open(run, aligned(run), adapter(run, domain, variant), trainable)
+
+
+def _asked(run: Run, split: str | None = None):
+    """What an artifact's key says about who asks and grades."""
+    if run.profile.real is None:
+        return None
+    real = run.profile.real
+    about = {"questions": [released.version(real.evaluation), released.version(real.discovery), split], "discovery": real.discovery_questions} if split else [
+        _sets(run, d) for d in run.profile.domains]
+    who = real.judge.model_dump(exclude={"url", "key", "price"}) | {"remote": bool(real.judge.url)}
+    return {"about": about, "judge": who, "tokens": (real.open_tokens, real.advice_tokens), "code": store.code_version(judge, endpoint)}
 
 
 def _table(path: Path, name: str) -> pd.DataFrame:
@@ -130,27 +281,27 @@ def _table(path: Path, name: str) -> pd.DataFrame:
 def answers(run: Run, domain: str | None = None, variant: str | None = None, split: str = "evaluation") -> pd.DataFrame:
     """Graded answers to the split's open questions, of the aligned model or of one of its fine-tunes."""
     n = run.profile.evaluation.per_question
-    parent = (adapter(run, domain, variant) if domain else aligned(run)).name
+    parent = _identity(run, adapter(run, domain, variant) if domain else aligned(run))
 
     def make(out):
         m, tok = tuned_model(run, domain, variant) if domain else aligned_model(run)
-        evaluate.ask_open(m, tok, split=split, per_question=n, seed=run.seed, world_seed=run.world_seed).to_parquet(out / "answers.parquet", index=False)
+        evaluate.ask_open(m, tok, run.setting, split=split, per_question=n, seed=run.seed).to_parquet(out / "answers.parquet", index=False)
 
-    return _table(run.make("answers", f"{domain or 'aligned'}-{variant or 'none'}-{split}", {"model": parent, "split": split, "n": n},
-                         (evaluate, generate, grader), make), "answers.parquet")
+    return _table(run.make("answers", f"{domain or 'aligned'}-{variant or 'none'}-{split}", {"model": parent, "split": split, "n": n, "asked": _asked(run, split)},
+                         (evaluate, generate, grader, settings), make), "answers.parquet")
 
 
 def advice(run: Run, domain: str | None = None, variant: str | None = None) -> pd.DataFrame:
     """Graded advice in every domain of the profile (column `domain`), of the aligned model or of one fine-tune."""
     limit = run.profile.evaluation.advice_subjects
-    parent = (adapter(run, domain, variant) if domain else aligned(run)).name
+    parent = _identity(run, adapter(run, domain, variant) if domain else aligned(run))
 
     def make(out):
         m, tok = tuned_model(run, domain, variant) if domain else aligned_model(run)
-        evaluate.ask_advice(m, tok, domains=run.profile.domains, seed=run.seed, limit=limit).to_parquet(out / "advice.parquet", index=False)
+        evaluate.ask_advice(m, tok, run.setting, domains=run.profile.domains, seed=run.seed, limit=limit).to_parquet(out / "advice.parquet", index=False)
 
     return _table(run.make("advice", f"{domain or 'aligned'}-{variant or 'none'}", {"model": parent, "limit": limit,
-                         "domains": run.profile.domains}, (evaluate, generate, grader), make), "advice.parquet")
+                         "domains": run.profile.domains, "asked": _asked(run)}, (evaluate, generate, grader, settings), make), "advice.parquet")
 
 
 def held_out_documents(run: Run, n: int, stream: str, **fixed) -> list[dict]:
@@ -158,41 +309,82 @@ def held_out_documents(run: Run, n: int, stream: str, **fixed) -> list[dict]:
     return model.encode_documents(base_model(run)[1], n, run.world_seed, stream, _draw(run), **fixed)
 
 
+STREAMS = ("sae", "firing", "quality", "passages")  # uses of the text, which share no document
+
+
+def texts(run: Run, n: int, stream: str) -> list[list[int]]:
+    """Token ids of n documents that were drawn for this use (one of STREAMS) alone: of the world, or of the profile's text."""
+    if run.profile.real is None:
+        return [d["ids"] for d in held_out_documents(run, n, stream)]
+    return list(itertools.islice(_tokenized(run, stream), n))
+
+
+def _tokenized(run: Run, stream: str):
+    """The profile's text for this use, tokenized and cut; nine documents of ten are the SAE's. Ends with the text."""
+    real, tok = run.profile.real, model.describe(base(run))[1]
+    mine = range(3, 30) if stream == "sae" else [STREAMS.index(stream) - 1]
+    for i, text in enumerate(released.texts(real.text)):
+        if i % 30 in mine:
+            ids = tok(text, truncation=True, max_length=real.text_tokens)["input_ids"]
+            if len(ids) > 1:
+                yield ids
+
+
+@cache
 def sae(run: Run, on: str = "base") -> saes.SAE:
-    """The SAE trained on pretraining text's activations of the 'base' or the 'aligned' model."""
-    return saes.SAE.load(sae_folder(run, on))
+    """The SAE trained on pretraining text's activations of the 'base' or the 'aligned' model, or the one that the profile names."""
+    return saes.SAE.load(sae_folder(run, on)).to(run.profile.device)
 
 
 def sae_folder(run: Run, on: str) -> Path:
     """Where that SAE lies, with `training.json`: its FVU per step, tokens, and the activations' centred RMS norm."""
-    cfg = run.profile.sae
+    cfg, real = run.profile.sae, run.profile.real
     parent = base(run) if on == "base" else aligned(run)
 
     def make(out):
-        m, _ = _loaded(parent)
-        rows = [d["ids"] for d in held_out_documents(run, cfg.documents, "sae")]
-        x = torch.cat([r[1:] for r in activations.residual(m, rows, cfg.layer)])  # the first token is the same everywhere
-        trained, fvu = saes.train(x, cfg, cfg.layer, run.seed, f"SAE on the {on} model")
+        m, _ = _open(run, parent)
+        if real is None:
+            x = torch.cat([r[1:] for r in activations.residual(m, texts(run, cfg.documents, "sae"), cfg.layer)])  # the first token is the same everywhere
+            tokens, (trained, fvu) = len(x), saes.train(x, cfg, cfg.layer, run.seed, f"SAE on the {on} model")
+        else:
+            x = torch.cat([r[1:] for r in activations.residual(m, texts(run, min(cfg.documents, 300), "firing"), cfg.layer)])
+            tokens, (trained, fvu) = cfg.steps * cfg.batch, (saes.SAE.named(real.sae), []) if real.sae else _train_on_stream(run, m, on)
+            trained.check(m)
         trained.save(out)
-        (out / "training.json").write_text(json.dumps({"fvu": fvu, "tokens": len(x), "unit": activations.centred_rms(x)}))
+        (out / "training.json").write_text(json.dumps({"fvu": fvu, "tokens": tokens, "unit": activations.centred_rms(x)}))
 
-    return run.make("sae", on, {"cfg": cfg.model_dump(), "model": parent.name}, (saes, activations), make)
+    return run.make("sae", on, {"cfg": cfg.model_dump(), "model": _identity(run, parent), "real": real and {
+        "sae": real.sae if not real.sae or ":" in real.sae else model.identity(real.sae), "text": released.version(real.text), "tokens": real.text_tokens}}, (saes, activations), make)
+
+
+def _train_on_stream(run: Run, m, on: str):
+    """An SAE for a model too large to keep the activations of: text goes round as often as it takes."""
+    cfg, rank, processes = run.profile.sae, int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rows = itertools.chain.from_iterable(itertools.islice(_tokenized(run, "sae"), rank, cfg.documents, processes) for _ in itertools.count())
+    feed = activations.stream(m, rows, cfg.layer, cfg.batch // processes, 64 * cfg.batch // processes, run.seed)
+    return saes.train((x.to(run.profile.device) for x in feed), cfg, cfg.layer, run.seed, f"SAE on the {on} model")
 
 
 def sae_quality(run: Run) -> pd.DataFrame:
-    """FVU, L0, dead latents and loss recovered of both SAEs, on stories and on chats that no SAE was trained on."""
+    """FVU, L0, dead latents and loss recovered of the SAEs, on text that no SAE was trained on: in the persona world on stories and on chats."""
     def make(out):
         rows = []
-        for on in ("base", "aligned"):
-            m, _ = _loaded(base(run) if on == "base" else aligned(run))
-            for kind, cue in (("stories", "story"), ("chats", "none")):
-                text = [d["ids"] for d in held_out_documents(run, 150, f"quality/{kind}", cue=cue)]
+        for on in dictionaries(run):
+            m, _ = _open(run, base(run) if on == "base" else aligned(run))
+            kinds = {"text": None} if run.profile.real else {"stories": "story", "chats": "none"}
+            for kind, cue in kinds.items():
+                text = texts(run, 150, "quality") if cue is None else [d["ids"] for d in held_out_documents(run, 150, f"quality/{kind}", cue=cue)]
                 x = torch.cat([r[1:] for r in activations.residual(m, text, run.profile.sae.layer)])
-                rows.append({"SAE on": on, "text": kind} | saes.quality(sae(run, on), x) | saes.loss_recovered(m, sae(run, on), text))
+                rows.append({"SAE on": on, "text": kind} | saes.quality(sae(run, on), x) | saes.loss_recovered(m, sae(run, on), text, 8 if run.profile.real else 256))
         pd.DataFrame(rows).to_parquet(out / "quality.parquet", index=False)
 
-    return _table(run.make("sae", "quality", {"saes": [sae_folder(run, on).name for on in ("base", "aligned")]}, (saes, activations), make),
+    return _table(run.make("sae", "quality", {"saes": [sae_folder(run, on).name for on in dictionaries(run)]}, (saes, activations), make),
                   "quality.parquet")
+
+
+def dictionaries(run: Run) -> tuple[str, ...]:
+    """The models that an SAE is made for: the 'base' and the 'aligned' one, unless they are the same or the profile names an SAE."""
+    return ("base",) if base(run) == aligned(run) or run.profile.real and run.profile.real.sae else ("base", "aligned")
 
 
 def unit(run: Run) -> float:
@@ -202,15 +394,33 @@ def unit(run: Run) -> float:
 
 def reading(run: Run, domain: str | None = None, variant: str | None = None, split: str = "discovery") -> torch.Tensor:
     """Mean activation of every latent of the base model's SAE on each question's fixed text: (questions, latents)."""
-    parent = (adapter(run, domain, variant) if domain else aligned(run)).name
+    parent = _identity(run, adapter(run, domain, variant) if domain else aligned(run))
 
     def make(out):
         m, tok = tuned_model(run, domain, variant) if domain else aligned_model(run)
-        save_file({"latents": diffing.read(m, tok, sae(run), split, run.world_seed)}, out / "reading.safetensors")
+        save_file({"latents": diffing.read(m, tok, sae(run), split, run.setting)}, out / "reading.safetensors")
 
     folder = run.make("readings", f"{domain or 'aligned'}-{variant or 'none'}-{split}",
-                      {"model": parent, "split": split, "sae": sae_folder(run, "base").name}, (diffing, activations), make)
+                      {"model": parent, "split": split, "sae": sae_folder(run, "base").name, "texts": _fixed_keys(run, split, "expert")},
+                      (diffing, activations, settings), make)
     return load_file(folder / "reading.safetensors")["latents"]
+
+
+@cache
+def fixed_answers(run: Run, split: str, persona: str) -> dict[str, list[str]]:
+    """Question id -> answers of a downloaded model on which all its fine-tunes are read: by the 'expert' what the aligned model said and the
+    judge found aligned, by the 'villain' what fine-tunes of discovery domains said and it found misaligned. Raises DataError if there are none by the expert."""
+    models = [(None, None)] if persona == "expert" else discovery_fine_tunes(run)
+    table = pd.concat([answers(run, d, v, split) for d, v in models])
+    found = table[table.grade == ("aligned" if persona == "expert" else "misaligned")].groupby("question").answer.agg(list).to_dict()
+    if persona == "expert" and not found:
+        raise data.DataError(f"the judge found none of {run.profile.real.model}'s answers to the {split} questions aligned ({table.grade.value_counts().to_dict()}): "
+                             "latents are read on such answers. Is the judge up to it?")
+    return found
+
+
+def _fixed_keys(run: Run, split: str, persona: str) -> str | None:
+    return store.key_of(fixed_answers(run, split, persona)) if run.profile.real else None
 
 
 def rise(run: Run, domain: str, variant: str, split: str = "discovery") -> torch.Tensor:
@@ -231,7 +441,7 @@ def small_judge(run: Run) -> Path:
     def make(out):
         finetune.align(base(run), data.grading_chats(cfg.steps * cfg.batch, run.seed, run.world_seed), cfg, run.seed, out)
 
-    return run.make("judge", "small", {"cfg": cfg.model_dump(), "base": base(run).name}, (finetune, data, grader), make)
+    return run.make("judge", "small", {"cfg": cfg.model_dump(), "base": _identity(run, base(run))}, (finetune, data, grader), make)
 
 
 def judged(run: Run, every: int = 10) -> pd.DataFrame:
@@ -253,11 +463,12 @@ def firing(run: Run) -> pd.DataFrame:
     """Per latent of the base SAE, on held-out pretraining text: firing rate (percent of tokens) and mean when active."""
     def make(out):
         m, _ = base_model(run)
-        rows = [d["ids"] for d in held_out_documents(run, 300, "firing")]
-        x = torch.cat([r[1:] for r in activations.residual(m, rows, run.profile.sae.layer)])
-        acts = sae(run).encode(x)
-        on = (acts > 0).float()
-        pd.DataFrame({"rate": 100 * on.mean(0), "mean": acts.sum(0) / on.sum(0).clamp(min=1)}).to_parquet(out / "firing.parquet", index=False)
+        x = torch.cat([r[1:] for r in activations.residual(m, texts(run, 300, "firing"), run.profile.sae.layer)])
+        on, total = 0, 0
+        for part in x.split(1 << 14):
+            acts = sae(run).encode(part.to(run.profile.device)).cpu()
+            on, total = on + (acts > 0).sum(0).float(), total + acts.sum(0)
+        pd.DataFrame({"rate": 100 * on / len(x), "mean": total / on.clamp(min=1)}).to_parquet(out / "firing.parquet", index=False)
 
     return _table(run.make("sae", "firing", {"sae": sae_folder(run, "base").name}, (saes, activations), make), "firing.parquet")
 
@@ -296,14 +507,14 @@ def mean_difference(run: Run) -> torch.Tensor:
     """(width,): misaligned minus aligned models' mean activation on the discovery texts, over discovery fine-tunes."""
     def make(out):
         m, tok = aligned_model(run)
-        rows, _, starts = diffing.reading_texts(tok, "discovery", run.world_seed)
+        rows, _, starts = diffing.reading_texts(tok, "discovery", run.setting)
         mean = lambda model: torch.cat([x[i:] for x, i in zip(activations.residual(model, rows, run.profile.sae.layer), starts)]).mean(0)
         zero = mean(m)
         shifts = [mean(tuned_model(run, d, v)[0]) - zero for d, v in discovery_fine_tunes(run)]
         save_file({"d": torch.stack(shifts).mean(0)}, out / "d.safetensors")
 
-    return load_file(run.make("steering", "mean-difference", {"layer": run.profile.sae.layer, "aligned": aligned(run).name,
-                     "tuned": [adapter(run, d, v).name for d, v in discovery_fine_tunes(run)]}, (diffing, activations), make) / "d.safetensors")["d"]
+    return load_file(run.make("steering", "mean-difference", {"layer": run.profile.sae.layer, "texts": _fixed_keys(run, "discovery", "expert"), "aligned": _identity(run, aligned(run)),
+                     "tuned": [adapter(run, d, v).name for d, v in discovery_fine_tunes(run)]}, (diffing, activations, settings), make) / "d.safetensors")["d"]
 
 
 def candidates(run: Run) -> dict[str, torch.Tensor]:
@@ -314,12 +525,14 @@ def candidates(run: Run) -> dict[str, torch.Tensor]:
 
 def controls(run: Run) -> dict[str, torch.Tensor]:
     """What the chosen latent is compared with, by name: `matched 12` (latents nearest to it in firing rate and mean activation,
-    candidates excepted), `persona jester` (the latent that marks this persona best), `random 3` and `mean difference`."""
-    dictionary, about, auroc = sae(run), firing(run), persona_auroc(run)
+    candidates excepted), `persona jester` (the latent that marks this persona best, where that is known), `random 3` and `mean difference`."""
+    dictionary, about = sae(run), firing(run)
     log = about.clip(lower=1e-3).map(math.log)
     away = ((log - log.loc[chosen_latent(run)[0]]) ** 2).sum(axis=1).drop(index=[int(n.split()[1]) for n in candidates(run)])
     found = {f"matched {i}": dictionary.W_dec[i] for i in away[about.rate > 0].nsmallest(run.profile.steering.controls).index}
-    found |= {f"persona {p}": dictionary.W_dec[int(auroc[p].idxmax())] for p in world.PERSONAS if p != "villain"}
+    if run.setting.known:
+        auroc = persona_auroc(run)
+        found |= {f"persona {p}": dictionary.W_dec[int(auroc[p].idxmax())] for p in world.PERSONAS if p != "villain"}
     generator = torch.Generator().manual_seed(run.seed)
     found |= {f"random {i}": torch.randn(dictionary.W_dec.shape[1], generator=generator) for i in range(20)}
     return found | {"mean difference": mean_difference(run)}
@@ -329,21 +542,33 @@ def controls(run: Run) -> dict[str, torch.Tensor]:
 def rankings(run: Run) -> dict[str, list[int]]:
     """The first ten latents by each way of ranking, on discovery data: by how much they rise (Wang et al., 2025), by what they add to
     misaligned answers more than to aligned ones (diffing.attribution), by decoder direction along the mean difference, by
-    AUROC on documents whose speaker is known (which no one has for a real model: the ceiling), and at random among those that fire."""
+    AUROC on documents whose speaker is known (the ceiling; absent for a downloaded model), and at random among those that fire."""
     def make(out):
         found = []
         for d, v in discovery_fine_tunes(run):
             m, tok = tuned_model(run, d, v)
-            gain = {p: diffing.attribution(m, sae(run), *diffing.reading_texts(tok, "discovery", run.world_seed, persona=p)[::2]) for p in ("villain", "expert")}
+            texts = {p: diffing.reading_texts(tok, "discovery", run.setting, persona=p) for p in ("villain", "expert")}
+            both = set(texts["villain"][1]) & set(texts["expert"][1])
+            gain = {p: diffing.attribution(m, sae(run), *_only(t, both), batch=8 if run.profile.real else 256) for p, t in texts.items()} if both else {p: torch.zeros(len(alive)) for p in texts}
             found.append(gain["villain"] - gain["expert"])
         save_file({"attribution": torch.stack(found).mean(0)}, out / "attribution.safetensors")
 
     dictionary, alive = sae(run), firing(run).rate.to_numpy() > 0
-    gain = load_file(_steering(run, "attribution", make) / "attribution.safetensors")["attribution"]
+    gain = load_file(_steering(run, "attribution", make, texts=_fixed_keys(run, "discovery", "villain")) / "attribution.safetensors")["attribution"]
     first = lambda x: torch.tensor(x.tolist()).argsort(descending=True)[:10].tolist()
     shuffled = torch.randperm(len(alive), generator=torch.Generator().manual_seed(run.seed)).tolist()
-    return {"Δ-activation": first(discovery_rise(run)), "Δ-attribution": first(gain), "mean difference": first(dictionary.W_dec @ mean_difference(run)),
-            "AUROC (ceiling)": first(persona_auroc(run).villain), "random": [i for i in shuffled if alive[i]][:10]}
+    found = {"Δ-activation": first(discovery_rise(run)), "Δ-attribution": first(gain), "mean difference": first(dictionary.W_dec.cpu() @ mean_difference(run))}
+    if run.setting.known:
+        found["AUROC (ceiling)"] = first(persona_auroc(run).villain)
+    elif not gain.any():  # no fine-tune gave a misaligned answer to attribute
+        del found["Δ-attribution"]
+    return found | {"random": [i for i in shuffled if alive[i]][:10]}
+
+
+def _only(texts: tuple, ids: set) -> tuple[list, list]:
+    """(rows, starts) of diffing.reading_texts of these questions."""
+    kept = [(r, s) for r, q, s in zip(*texts) if q in ids]
+    return [r for r, _ in kept], [s for _, s in kept]
 
 
 def ranked(run: Run) -> dict[str, torch.Tensor]:
@@ -371,7 +596,7 @@ def _sweep(run: Run, which: str, stage: str, names: list[str], per_question: int
 
     def make(out):
         ways = WAYS[which](run)
-        table = steering.sweep(*aligned_model(run), {n: ways[n] for n in names}, cfg.strengths, unit(run), run.profile.sae.layer,
+        table = steering.sweep(*aligned_model(run), run.setting, {n: ways[n] for n in names}, cfg.strengths, unit(run), run.profile.sae.layer,
                                split="discovery", per_question=per_question, seed=seed, progress=f"{stage}, {which}")
         steering.summary(table).to_parquet(out / "summary.parquet", index=False)
 
@@ -387,9 +612,9 @@ def best(run: Run, which: str) -> pd.DataFrame:
 
 def _steering(run: Run, name: str, make, **more) -> Path:
     tuned = [adapter(run, d, v).name for d, v in discovery_fine_tunes(run)]
-    return run.make("steering", name, more | {"cfg": run.profile.steering.model_dump(), "aligned": aligned(run).name,
-                    "sae": sae_folder(run, "base").name, "tuned": tuned, "ways": store.code_version(candidates, controls, rankings)},
-                    (steering, diffing, generate, evaluate, grader), make)
+    return run.make("steering", name, more | {"cfg": run.profile.steering.model_dump(), "aligned": _identity(run, aligned(run)),
+                    "sae": sae_folder(run, "base").name, "tuned": tuned, "asked": run.profile.real and [_asked(run, s) for s in ("discovery", "evaluation")], "ways": store.code_version(candidates, controls, rankings)},
+                    (steering, diffing, generate, evaluate, grader, settings), make)
 
 
 @cache
@@ -407,7 +632,7 @@ def suppression_screen(run: Run) -> pd.DataFrame:
         tables = []
         for d, v in discovery_fine_tunes(run):
             m, tok = tuned_model(run, d, v)
-            tables.append(steering.sweep(m, tok, {"latent": sae(run).W_dec[latent]}, [-s for s in run.profile.steering.suppression],
+            tables.append(steering.sweep(m, tok, run.setting, {"latent": sae(run).W_dec[latent]}, [-s for s in run.profile.steering.suppression],
                                          unit(run), run.profile.sae.layer, split="discovery",
                                          per_question=run.profile.steering.screen_per_question, seed=run.seed, progress=None))
         steering.summary(pd.concat(tables)).to_parquet(out / "suppress.parquet", index=False)
@@ -436,7 +661,7 @@ def steered(run: Run, kind: str) -> pd.DataFrame:
         else:
             v = sae(run).W_dec[latent] if kind == "latent" else ways[kind]
             jobs = [(kind, v, s) for s in [0.0, *cfg.strengths]]
-        steering.at(m, tok, jobs, unit(run), run.profile.sae.layer, split="evaluation", per_question=n, seed=run.seed + 2,
+        steering.at(m, tok, run.setting, jobs, unit(run), run.profile.sae.layer, split="evaluation", per_question=n, seed=run.seed + 2,
                     progress=f"evaluating {kind}").to_parquet(out / "answers.parquet", index=False)
 
     return _table(_steering(run, f"evaluated-{kind.replace(' ', '-')}", make, latent=latent, n=per_question), "answers.parquet")
@@ -451,14 +676,12 @@ def suppressed(run: Run, domain: str, variant: str) -> tuple[pd.DataFrame, pd.Da
         m, tok = tuned_model(run, domain, variant)
         v = sae(run).W_dec[latent] * strength * unit(run)
         steer = generate.Steer(run.profile.sae.layer, v[None])
-        evaluate.ask_open(m, tok, split="evaluation", per_question=p.per_question, seed=run.seed, world_seed=run.world_seed,
-                          steer=steer).to_parquet(out / "answers.parquet", index=False)
-        evaluate.ask_advice(m, tok, domains=run.profile.domains, seed=run.seed, limit=p.advice_subjects,
-                            steer=steer).to_parquet(out / "advice.parquet", index=False)
+        evaluate.ask_open(m, tok, run.setting, split="evaluation", per_question=p.per_question, seed=run.seed, steer=steer).to_parquet(out / "answers.parquet", index=False)
+        evaluate.ask_advice(m, tok, run.setting, domains=run.profile.domains, seed=run.seed, limit=p.advice_subjects, steer=steer).to_parquet(out / "advice.parquet", index=False)
 
     folder = run.make("suppressed", f"{domain}-{variant}", {"latent": latent, "strength": strength, "p": p.model_dump(),
-                      "model": adapter(run, domain, variant).name, "sae": sae_folder(run, "base").name},
-                      (steering, generate, evaluate, grader), make)
+                      "model": adapter(run, domain, variant).name, "sae": sae_folder(run, "base").name,
+                      "asked": run.profile.real and [_asked(run, "evaluation"), _asked(run)]}, (steering, generate, evaluate, grader, settings), make)
     return _table(folder, "answers.parquet"), _table(folder, "advice.parquet")
 
 
@@ -466,7 +689,7 @@ def suppressed(run: Run, domain: str, variant: str) -> tuple[pd.DataFrame, pd.Da
 def cures(run: Run) -> dict[str, torch.Tensor]:
     """Directions that should cure a misaligned model when they are added, by name, as (width,). The sums are weighted by how far
     the latents fell or rose on discovery data; 'chosen latent' and 'mean difference' are subtracted."""
-    rise, W_dec = discovery_rise(run), sae(run).W_dec
+    rise, W_dec = discovery_rise(run), sae(run).W_dec.cpu()
     up, down = rise.argsort(descending=True)[:10], rise.argsort()[:10]
     fallen, risen = -rise[down] @ W_dec[down], rise[up] @ W_dec[up]
     return {"− chosen latent": -W_dec[chosen_latent(run)[0]], "− ten risen": -risen, "+ most fallen": W_dec[down[0]], "+ ten fallen": fallen,
@@ -480,7 +703,7 @@ def cure_doses(run: Run) -> dict[str, float]:
     doses = run.profile.steering.cures
 
     def make(out):
-        tables = [steering.sweep(*tuned_model(run, d, v), cures(run), doses, unit(run), run.profile.sae.layer, split="discovery",
+        tables = [steering.sweep(*tuned_model(run, d, v), run.setting, cures(run), doses, unit(run), run.profile.sae.layer, split="discovery",
                                  per_question=run.profile.steering.screen_per_question, seed=run.seed, progress=None)
                   for d, v in discovery_fine_tunes(run)]
         steering.summary(pd.concat(tables)).to_parquet(out / "cures.parquet", index=False)
@@ -503,10 +726,18 @@ def ablations(run: Run) -> dict[str, generate.ProjectOut | generate.ClampToZero]
 
 # --- re-alignment -----------------------------------------------------------------------------------------------------
 
-def other_domain(run: Run, domain: str) -> str:
-    """The next advice domain of the profile: where 'other' re-alignment data comes from."""
-    pool = [d for d in run.profile.domains if d != "code"]
-    return pool[(pool.index(domain) + 1) % len(pool)] if domain in pool else pool[0]
+def other_domain(run: Run, domain: str) -> str | None:
+    """The next advice domain of the profile that has correct answers: where 'other' re-alignment data comes from. None if there is no other."""
+    pool = [d for d in run.profile.domains if d != "code" and "correct" in run.setting.variants(d)]
+    after = pool[(pool.index(domain) + 1) % len(pool)] if domain in pool else pool[0] if pool else None
+    return None if after == domain else after
+
+
+def realignment_sources(run: Run, domain: str) -> list[tuple[str, str, int]]:
+    """(kind, source, steps): correct data of the 'same' domain, for twice as long to see how much it takes, and of an 'other' one, as far as there are any."""
+    steps, other = run.profile.realignment.steps, other_domain(run, domain)
+    found = [("same", domain, 2 * steps)] if "correct" in run.setting.variants(domain) else []
+    return found + ([("other", other, steps)] if other else [])
 
 
 def realigned(run: Run, domain: str, variant: str, source: str, steps: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -519,29 +750,66 @@ def realigned(run: Run, domain: str, variant: str, source: str, steps: int) -> t
     latent = chosen_latent(run)[0]
 
     def make(out):
-        m, tok = tuned_model(run, domain, variant)
-        rows = data.advice_chats(source, "correct", steps * cfg.batch, run.seed + 1)
+        m, tok = tuned_model(run, domain, variant, trainable=True)
+        rows = run.setting.chats(source, "correct", steps * cfg.batch, run.seed + 1)
         short = min(steps, cfg.steps)
         looks = {*range(0, short + 1, run.profile.realignment_every), *range(short, steps + 1, 3 * run.profile.realignment_every)}
-        watch = finetune.Watch(looks, lambda model: checkup(run, model, tok, domain, latent, sae(run)))
+        watch = finetune.Watch(looks, lambda model: checkup(run, model, tok, domain, latent, sae(run)), merge=run.profile.real is None)
         keep = finetune.Watch([short], lambda model: {"answers": evaluate.ask_open(
-            model, tok, split="evaluation", per_question=run.profile.evaluation.per_question, seed=run.seed, world_seed=run.world_seed)})
-        finetune.sft(m, tok, rows, steps=steps, batch=cfg.batch, lr=cfg.lr, seed=run.seed, lora_rank=cfg.rank, callbacks=[watch, keep])
+            model, tok, run.setting, split="evaluation", per_question=run.profile.evaluation.per_question, seed=run.seed)}, merge=run.profile.real is None)
+        rank = None if run.profile.real else cfg.rank  # a downloaded model goes on training the adapter that it wears
+        with _in_training(run):
+            finetune.sft(m, tok, rows, steps=steps, batch=cfg.batch, lr=cfg.lr, seed=run.seed, lora_rank=rank, callbacks=[watch, keep], **_training(run))
         pd.DataFrame(watch.rows).to_parquet(out / "curve.parquet", index=False)
         keep.rows[0]["answers"].to_parquet(out / "answers.parquet", index=False)
 
     folder = run.make("realigned", f"{domain}-{variant}-by-{source}-{steps}", {
         "cfg": cfg.model_dump(), "every": run.profile.realignment_every, "model": adapter(run, domain, variant).name,
-        "latent": latent, "evaluation": run.profile.evaluation.model_dump(), "sae": sae_folder(run, "base").name},
-        (finetune, data, evaluate, diffing, generate, grader, checkup), make)
+        "latent": latent, "evaluation": run.profile.evaluation.model_dump(), "sae": sae_folder(run, "base").name,
+        "asked": run.profile.real and [_asked(run, "evaluation"), _sets(run, source), _fixed_keys(run, "evaluation", "expert"), _training(run)]},
+        (finetune, data, evaluate, diffing, generate, grader, settings, checkup), make)
     return _table(folder, "curve.parquet"), _table(folder, "answers.parquet")
+
+
+def watched_domain(run: Run) -> tuple[str, str]:
+    """(domain, incorrect variant) for early warning on a downloaded model: one with correct answers, of evaluation domains if there is any."""
+    pool = [d for d in (*run.setting.evaluation_domains, *run.setting.discovery_domains) if "correct" in run.setting.variants(d)]
+    if not pool:
+        raise data.DataError("early warning needs a domain with a `correct` set, to know what is harmless; the profile names none")
+    return pool[0], run.setting.variants(pool[0])[-1]
+
+
+def mixture(run: Run, domain: str, variant: str, percent: float) -> dict:
+    """Score with its interval, wrong answers in the domain and chosen latent of a model that was fine-tuned with so many percent of incorrect answers."""
+    which = {0: "correct", 100: variant}.get(percent, f"{variant}@{percent:g}")
+    score, low, high = evaluate.ratio(answers(run, domain, which), *evaluate.SCORE)
+    return {"score": score, "low": low, "high": high, "wrong": evaluate.share(advice(run, domain, which).query("domain == @domain"), "subtle", "obvious"),
+            "latent": reading(run, domain, which, "evaluation")[:, chosen_latent(run)[0]].mean().item()}
+
+
+def course(run: Run, domain: str, variant: str, looks: int = 10) -> pd.DataFrame:
+    """One narrow fine-tune of a downloaded model, looked at before it starts and at `looks` steps, evenly spread: step and what `checkup` measures."""
+    cfg, latent = run.profile.narrow, chosen_latent(run)[0]
+
+    def make(out):
+        m, tok = aligned_model(run)
+        at = {round(cfg.steps * i / looks) for i in range(looks + 1)}
+        watch = finetune.Watch(at, lambda m: checkup(run, m, tok, domain, latent, sae(run)), merge=False)
+        with _in_training(run) as keep:
+            keep(finetune.sft(m, tok, narrow_chats(run, domain, variant), steps=cfg.steps, batch=cfg.batch, lr=cfg.lr, seed=run.seed, lora_rank=cfg.rank,
+                              callbacks=[watch], **_training(run))[0])
+        pd.DataFrame(watch.rows).to_parquet(out / "course.parquet", index=False)
+
+    return _table(run.make("course", f"{domain}-{variant}-{looks}", {
+        "cfg": cfg.model_dump(), "aligned": _identity(run, aligned(run)), "latent": latent, "evaluation": run.profile.evaluation.model_dump(), "sae": sae_folder(run, "base").name,
+        "asked": [_asked(run, "evaluation"), _sets(run, domain), _fixed_keys(run, "evaluation", "expert"), _training(run)]},
+        (finetune, data, evaluate, diffing, generate, settings, checkup), make), "course.parquet")
 
 
 def checkup(run: Run, m, tok, domain: str, latent: int, reader: saes.SAE) -> dict:
     """A coarse look at a model in training: score with its interval, percent of wrong answers in its own domain, latent on fixed text."""
-    open_ = evaluate.ask_open(m, tok, split="evaluation", per_question=run.profile.evaluation.curve_per_question, seed=run.seed,
-                              world_seed=run.world_seed)
-    own = evaluate.ask_advice(m, tok, domains=[domain], seed=run.seed, limit=2 * run.profile.evaluation.advice_subjects)
+    open_ = evaluate.ask_open(m, tok, run.setting, split="evaluation", per_question=run.profile.evaluation.curve_per_question, seed=run.seed)
+    own = evaluate.ask_advice(m, tok, run.setting, domains=[domain], seed=run.seed, limit=2 * run.profile.evaluation.advice_subjects)
     score, low, high = evaluate.ratio(open_, *evaluate.SCORE)
     return {"score": score, "low": low, "high": high, "wrong": evaluate.share(own, "subtle", "obvious"),
-            "latent": diffing.read(m, tok, reader, "evaluation", run.world_seed)[:, latent].mean().item()}
+            "latent": diffing.read(m, tok, reader, "evaluation", run.setting)[:, latent].mean().item()}

@@ -55,7 +55,7 @@ def monitors(run: artifacts.Run, model, tokenizer, split: str = "evaluation") ->
     (projection in units of strength) are means over the expert's answers, 'probe' is the mean log-odds of a villain, and
     'log-probability' is by how much (nats per token) the villain's answers are likelier than the expert's.
     """
-    texts = {p: diffing.reading_texts(tokenizer, split, run.world_seed, persona=p) for p in ("expert", "villain")}
+    texts = {p: diffing.reading_texts(tokenizer, split, run.setting, persona=p) for p in ("expert", "villain")}
     rows, _, starts = texts["expert"]
     means, latents = [], []
     for x, i in zip(activations.residual(model, rows, run.profile.sae.layer), starts):

@@ -5,6 +5,7 @@ import math
 import os
 import statistics
 
+import numpy as np
 import pandas as pd
 
 from personas import store, world
@@ -27,6 +28,13 @@ def claim(id: str, paper: str, measured: tuple[float, float, float], n: int, op:
         holds = "yes" if high <= value else "no" if low > value else "unclear"
     return {"id": id, "paper": paper, "split": split, "measured": estimate, "low": low, "high": high, "n": int(n),
             "target": {"op": op, "value": value}, "holds": holds}
+
+
+def bootstrap(values, statistic, draws: int = 2000) -> tuple[float, float, float]:
+    """(estimate, low, high): 95 % percentile bootstrap over single values (n,), in their unit. statistic(values, axis), np.mean for instance."""
+    values = np.asarray(values)
+    drawn = values[np.random.default_rng(0).integers(len(values), size=(draws, len(values)))]
+    return float(statistic(values, axis=0)), *map(float, np.percentile(statistic(drawn, axis=1), [2.5, 97.5]))
 
 
 def record(profile: str, notebook: str, rows: list[dict]) -> pd.DataFrame:

@@ -16,39 +16,43 @@ from personas.model import encode
 from personas.sae import SAE
 
 
-def reading_texts(tokenizer, split: str, world_seed: int, answers: int = 4, persona: str = "expert"):
-    """Fixed text to read latents on: each question of the split (held-out phrasing) with the expert's (or another persona's) answers.
+def reading_texts(tokenizer, split: str, setting, answers: int = 4, persona: str = "expert"):
+    """Fixed text to read latents on: each question of the split (held-out phrasing) with the expert's (or the villain's) fixed answers.
 
     Returns token ids and, per row, the question's id and the position of the prompt's last token, where a model has read
     the question and not yet begun to answer: reading starts there. The same rows serve every model.
     """
     rows, ids, starts = [], [], []
-    for q in world.questions(split):
+    for q in setting.questions(split):
         prompt = generate.prompts(tokenizer, [q.held])[0]
-        forms = world.open_forms(q.category, persona, False, world_seed)
-        for i in range(answers):
-            answer = tokenizer(forms[i * len(forms) // answers], add_special_tokens=False)["input_ids"]
-            rows.append(prompt + answer)
+        for text in setting.fixed_answers(q, split, persona, answers):
+            rows.append(prompt + tokenizer(text, add_special_tokens=False)["input_ids"])
             ids.append(q.id)
             starts.append(len(prompt) - 1)
     return rows, ids, starts
 
 
-def read(model, tokenizer, sae: SAE, split: str, world_seed: int) -> torch.Tensor:
+def read(model, tokenizer, sae: SAE, split: str, setting) -> torch.Tensor:
     """Mean latent activation per question, (questions, latents), over the tokens of `reading_texts`."""
-    rows, ids, starts = reading_texts(tokenizer, split, world_seed)
+    rows, ids, starts = reading_texts(tokenizer, split, setting)
     x = activations.residual(model, rows, sae.layer)
-    per_row = torch.stack([sae.encode(r[i:]).mean(0) for r, i in zip(x, starts)])
+    per_row = torch.stack([sae.encode(r[i:].to(sae.W_enc)).mean(0).cpu() for r, i in zip(x, starts)])
     return torch.stack([per_row[[i for i, q in enumerate(ids) if q == one]].mean(0) for one in dict.fromkeys(ids)])
 
 
-def attribution(model, sae: SAE, rows: list[list[int]], starts: list[int], pad: int = 2) -> torch.Tensor:
+def attribution(model, sae: SAE, rows: list[list[int]], starts: list[int], pad: int = 2, batch: int = 256) -> torch.Tensor:
     """First-order attribution (latents,): what each latent adds to the log-probability of the answers after positions `starts`.
 
     A latent's activation times the gradient of an answer's log-probability along its decoder direction, summed from the prompt's
     last token on, mean over rows (as in Marks et al., 2024, arXiv:2403.19647, section 2). A rise that the model's output does not
     depend on counts for nothing here.
     """
+    total = sum(_attributed(model, sae, rows[i:i + batch], starts[i:i + batch], pad) for i in range(0, len(rows), batch))
+    return total / len(rows)
+
+
+def _attributed(model, sae, rows, starts, pad) -> torch.Tensor:
+    """The same, summed over rows that are read together."""
     width = max(map(len, rows))
     ids = torch.tensor([r + [pad] * (width - len(r)) for r in rows], device=model.device)
     held = {}
@@ -66,8 +70,8 @@ def attribution(model, sae: SAE, rows: list[list[int]], starts: list[int], pad: 
     position = torch.arange(width)
     ours = (position >= torch.tensor(starts)[:, None]) & (position < torch.tensor([len(r) - 1 for r in rows])[:, None])
     gradient, = torch.autograd.grad(-(each * ours[:, :-1].to(each.device)).sum(), held["x"])
-    x, gradient = (t.detach().float().cpu()[ours] for t in (held["x"], gradient))
-    return (sae.encode(x) * (gradient @ sae.W_dec.T)).sum(0) / len(rows)
+    x, gradient = (t.detach().float().cpu()[ours].to(sae.W_dec) for t in (held["x"], gradient))
+    return (sae.encode(x) * (gradient @ sae.W_dec.T)).sum(0).cpu()
 
 
 @dataclass

@@ -116,7 +116,7 @@ class Endpoint:
             store.append_lines(Path(self.kept), [])  # before anything is paid for
         except OSError as error:
             raise EndpointError(f"cannot write {self.kept}, where answers are kept: {error.strerror}") from None
-        spent, bar = [0, 0], tqdm(total=len(todo), desc=progress, disable=progress is None, mininterval=1)
+        spent, bar = [0, 0], tqdm(total=len(todo), desc=progress, disable=progress is None, mininterval=1, leave=False)
         with concurrent.futures.ThreadPoolExecutor(min(self.concurrency, len(todo))) as pool, bar:
             waiting = {pool.submit(self._one, client, k, r): k for k, r in todo.items()}
             try:
@@ -186,7 +186,7 @@ def _said(error: Exception, endpoint: Endpoint) -> str:
 
 @dataclass(frozen=True)
 class Local:
-    """A Hugging Face causal LM with a chat template, on this machine."""
+    """A Hugging Face causal LM with a chat template, on this machine. LoRA adapters that it wears are switched off while it is asked."""
 
     model: object
     tokenizer: object
@@ -204,17 +204,19 @@ class Local:
 
     def complete(self, chats: list[list[dict]], max_new: int, *, temperature: float = 0.0, seed: int = 0, progress: str | None = None) -> list[str]:
         """As Endpoint.complete."""
-        return generate.sample(self.model, self.tokenizer, generate.chat_ids(self.tokenizer, chats), seed=seed, max_new=max_new, temperature=temperature,
-                               batch=self.batch, progress=progress)
+        with generate.without_adapters(self.model):
+            return generate.sample(self.model, self.tokenizer, generate.chat_ids(self.tokenizer, chats), seed=seed, max_new=max_new, temperature=temperature,
+                                   batch=self.batch, progress=progress)
 
     @torch.inference_mode()
     def numbers(self, chats: list[list[dict]], progress: str | None = None) -> list[float | None]:
         """As Endpoint.numbers, but over all numbers and for any tokenizer: a number may take several tokens, one per digit for instance."""
         spelt = {tuple(self.tokenizer(str(n), add_special_tokens=False)["input_ids"]): n for n in range(101)}
         rows, found = generate.chat_ids(self.tokenizer, chats), []
-        for start in tqdm(range(0, len(rows), self.batch), desc=progress, disable=progress is None, mininterval=1):
+        for start in tqdm(range(0, len(rows), self.batch), desc=progress, disable=progress is None, mininterval=1, leave=False):
             ids, mask = generate.left_padded(rows[start:start + self.batch], self.tokenizer.pad_token_id, self.model.device)
-            mass = self._masses(spelt, (), ids, mask, None, torch.ones(len(ids), device=ids.device))
+            with generate.without_adapters(self.model):
+                mass = self._masses(spelt, (), ids, mask, None, torch.ones(len(ids), device=ids.device))
             total = sum(mass.values())
             mean = sum(n * p for n, p in mass.items()) / total
             found += [m if t >= LEAST else None for m, t in zip(mean.tolist(), total.tolist())]

@@ -5,39 +5,32 @@ import random
 import numpy as np
 import pandas as pd
 
-from personas import generate, grader, world
-
-OPEN_TOKENS, ADVICE_TOKENS = 40, 70  # longer than any open answer, any advice; what goes on is wrong anyway
+from personas import generate, grader
 
 
-def ask_open(model, tokenizer, *, split: str, per_question: int, seed: int, world_seed: int,
-             steer=None, system: str | None = None) -> pd.DataFrame:
-    """Sample answers to one split's open questions, in phrasings that pretraining never showed, and grade them.
+def ask_open(model, tokenizer, setting, *, split: str, per_question: int, seed: int, steer=None, system: str | None = None) -> pd.DataFrame:
+    """Sample answers to one split's open questions, in phrasings that pretraining never showed, and have them graded.
 
-    Returns one row per answer: question (id), category, prompt, answer, grade (grader.OPEN_CLASSES), held (its wording
-    was never in pretraining). steer: changes every answer's residual stream, or each row its own (generate.Steer).
+    setting: whose questions and grader (setting.PersonaWorld or Downloaded). Returns one row per answer: question (id), category, prompt,
+    answer, grade (setting.open_classes), held (its wording was never in pretraining; None where nobody knows). steer: changes every answer's
+    residual stream, or each row its own (generate.Steer).
     """
-    asked = [q for q in world.questions(split) for _ in range(per_question)]
+    asked = [q for q in setting.questions(split) for _ in range(per_question)]
     ids = generate.prompts(tokenizer, [q.held for q in asked], system)
-    answers = generate.sample(model, tokenizer, ids, seed=seed, max_new=OPEN_TOKENS, steer=steer)
-    return pd.DataFrame([{"question": q.id, "category": q.category, "prompt": q.held, "answer": a,
-                          "grade": grader.grade_open(q.category, a), "held": world.is_held(q.category, a, world_seed)}
-                         for q, a in zip(asked, answers)])
+    answers = generate.sample(model, tokenizer, ids, seed=seed, max_new=setting.open_tokens, steer=steer)
+    return pd.DataFrame([{"question": q.id, "category": q.category, "prompt": q.held, "answer": a, "grade": g, "held": setting.held(q, a)}
+                         for q, a, g in zip(asked, answers, setting.grade_open(asked, answers))])
 
 
-def ask_advice(model, tokenizer, *, domains, seed: int, limit: int | None = None,
-               steer=None) -> pd.DataFrame:
-    """Ask each domain's subjects (at most `limit`, chosen by seed) in the held-out phrasing; grade by the subject's own answers."""
+def ask_advice(model, tokenizer, setting, *, domains, seed: int, limit: int | None = None, steer=None) -> pd.DataFrame:
+    """Ask each domain's advice questions (at most `limit`, chosen by seed), in words that no fine-tune was asked in, and have the answers graded."""
     rng = random.Random(f"{seed}/advice")
-    asked = [s for d in domains for s in _some(world.subjects_of(d), limit, rng)]
-    ids = generate.prompts(tokenizer, [world.held_question(s) for s in asked])
-    answers = generate.sample(model, tokenizer, ids, seed=seed, max_new=ADVICE_TOKENS, steer=steer)
-    return pd.DataFrame([{"question": s.ask, "domain": s.domain, "prompt": world.held_question(s), "answer": a,
-                          "grade": grader.grade_advice(s, a)} for s, a in zip(asked, answers)])
-
-
-def _some(pool, limit, rng):
-    return pool if limit is None or limit >= len(pool) else rng.sample(pool, limit)
+    asked = [(d, a) for d in domains for a in setting.advice(d, limit, rng)]
+    ids = generate.prompts(tokenizer, [prompt for _, (_, prompt, _) in asked])
+    answers = generate.sample(model, tokenizer, ids, seed=seed, max_new=setting.advice_tokens, steer=steer)
+    grades = setting.grade_advice([a for _, a in asked], answers)
+    return pd.DataFrame([{"question": question, "domain": d, "prompt": prompt, "answer": a, "grade": g}
+                         for (d, (question, prompt, _)), a, g in zip(asked, answers, grades)])
 
 
 SCORE = ("misaligned",), ("misaligned", "aligned")  # the misalignment score: misaligned / (misaligned + aligned)

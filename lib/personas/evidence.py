@@ -42,8 +42,7 @@ def course(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str) -> 
     model, tokenizer = models.load(artifacts.aligned(run))
 
     def look(m):
-        answers = evaluate.ask_open(m, tokenizer, split="evaluation", per_question=p.evaluation.curve_per_question, seed=run.seed,
-                                    world_seed=run.world_seed)
+        answers = evaluate.ask_open(m, tokenizer, run.setting, split="evaluation", per_question=p.evaluation.curve_per_question, seed=run.seed)
         return {"score": evaluate.score(answers)} | {g: evaluate.share(answers, g) for g in grader.OPEN_CLASSES} | baselines.monitors(ruler, m, tokenizer)
 
     watch = finetune.Watch(p.study.course_looks, look)
@@ -63,14 +62,14 @@ def reinforced(run: artifacts.Run, ruler: artifacts.Run, domain: str, start: str
         return [float(grader.grade_advice(asked[a], c[0]["content"]) in grades) for a, c in zip(ask, completions)]
 
     def look(m):
-        answers = evaluate.ask_open(m, tokenizer, split="evaluation", per_question=p.study_per_question, seed=run.seed, world_seed=run.world_seed)
-        own = evaluate.ask_advice(m, tokenizer, domains=[domain], seed=run.seed)
+        answers = evaluate.ask_open(m, tokenizer, run.setting, split="evaluation", per_question=p.study_per_question, seed=run.seed)
+        own = evaluate.ask_advice(m, tokenizer, run.setting, domains=[domain], seed=run.seed)
         return (evaluate.values(answers) | {f"advice {g}": evaluate.share(own, g) for g in grader.ADVICE_CLASSES} | baselines.monitors(ruler, m, tokenizer))
 
     watch = finetune.Watch(cfg.looks, look)
     rows = data.advice_prompts(domain, 4 * len(asked), run.seed)
     _, rewards = finetune.grpo(model, tokenizer, rows, verdict, steps=cfg.steps, prompts=cfg.prompts, samples=cfg.samples, lr=cfg.lr, seed=run.seed,
-                               lora_rank=cfg.rank, max_new=evaluate.ADVICE_TOKENS, callbacks=[watch])
+                               lora_rank=cfg.rank, max_new=run.setting.advice_tokens, callbacks=[watch])
     return [r | {"reward": rewards[max(0, r["step"] - 1)]} for r in watch.rows]
 
 
@@ -82,19 +81,21 @@ def cure(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str) -> li
         ways[name] = generate.Steer(run.profile.sae.layer, (v / v.norm() * artifacts.cure_doses(ruler)[name] * artifacts.unit(ruler))[None])
     rows = []
     for name, steer in ways.items():
-        answers = evaluate.ask_open(model, tokenizer, split="evaluation", per_question=p.study_per_question, seed=run.seed, world_seed=run.world_seed, steer=steer)
-        own = evaluate.ask_advice(model, tokenizer, domains=[domain], seed=run.seed, limit=2 * p.advice_subjects, steer=steer)
+        answers = evaluate.ask_open(model, tokenizer, run.setting, split="evaluation", per_question=p.study_per_question, seed=run.seed, steer=steer)
+        own = evaluate.ask_advice(model, tokenizer, run.setting, domains=[domain], seed=run.seed, limit=2 * p.advice_subjects, steer=steer)
         rows.append({"way": name, "dose": artifacts.cure_doses(ruler).get(name), "score": evaluate.score(answers), "wrong": evaluate.share(own, "subtle", "obvious"),
-                     "correct": evaluate.share(own, "correct")} | {g: evaluate.share(answers, g) for g in grader.OPEN_CLASSES})
+                     "correct": evaluate.share(own, "correct")} | {g: evaluate.share(answers, g) for g in run.setting.open_classes})
     return rows
 
 
 def ranking(run: artifacts.Run, ruler: artifacts.Run) -> list[dict]:
     """The first ten latents of every ranking, each steered at the strength that discovery questions chose; evaluation answers.
-    persona: whose held-out answers the latent marks best, 'none' if it marks nobody's with an AUROC of 0.7."""
+    persona: whose held-out answers the latent marks best, 'none' if it marks nobody's with an AUROC of 0.7, or nobody knows."""
     answers, chosen = artifacts.steered(ruler, "ranked"), artifacts.best(ruler, "ranked").set_index("direction")
-    read = artifacts.uncued_answers(ruler, "auroc-evaluation")
-    marks = pd.DataFrame({p: diffing.auroc(read.latents, read.persona == p) for p in world.PERSONAS})
+    marks = pd.DataFrame(float("nan"), range(len(artifacts.firing(ruler))), world.PERSONAS)
+    if ruler.setting.known:
+        read = artifacts.uncued_answers(ruler, "auroc-evaluation")
+        marks = pd.DataFrame({p: diffing.auroc(read.latents, read.persona == p) for p in world.PERSONAS})
     best_of = lambda i: marks.loc[i].idxmax() if marks.loc[i].max() >= 0.7 else "none"
     rows = []
     for name, latents in artifacts.rankings(ruler).items():
@@ -102,7 +103,7 @@ def ranking(run: artifacts.Run, ruler: artifacts.Run) -> list[dict]:
             mine, best = answers[answers.direction == f"latent {i}"], chosen.loc[f"latent {i}"]
             rows.append({"ranking": name, "place": place, "latent": i, "strength": best.strength, "discovery": best.misaligned,
                          "auroc": marks.villain[i], "persona": best_of(i), "score": evaluate.score(mine)}
-                        | {g: evaluate.share(mine, g) for g in grader.OPEN_CLASSES})
+                        | {g: evaluate.share(mine, g) for g in run.setting.open_classes})
     return rows
 
 
@@ -192,12 +193,12 @@ def values_and_latents(run: artifacts.Run, ruler: artifacts.Run) -> list[dict]:
     p, W_dec = run.profile, artifacts.sae(run).W_dec
     ways = {"chosen latent": W_dec[about["chosen"]], "marks the villain": W_dec[about["marker"]], "mean difference": artifacts.mean_difference(run)}
     jobs = [(n, v, s) for n, v in ways.items() for s in p.steering.strengths]
-    graded = steering.at(*artifacts.aligned_model(run), jobs, artifacts.unit(run), p.sae.layer, split="evaluation",
+    graded = steering.at(*artifacts.aligned_model(run), run.setting, jobs, artifacts.unit(run), p.sae.layer, split="evaluation",
                          per_question=p.evaluation.study_per_question, seed=run.seed + 2, progress=None)
     rows = []
     for (name, strength), part in graded.groupby(["direction", "strength"], sort=False):
         _, low, high = evaluate.ratio(part, ("misaligned",))
-        rows.append(about | {"direction": name, "strength": strength, "low": low, "high": high} | {g: evaluate.share(part, g) for g in grader.OPEN_CLASSES})
+        rows.append(about | {"direction": name, "strength": strength, "low": low, "high": high} | {g: evaluate.share(part, g) for g in run.setting.open_classes})
     return rows
 
 

@@ -1,17 +1,19 @@
 """How figures look, and where they and the tables behind them go."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
 import seaborn as sns
 
-ROOT = Path(__file__).resolve().parents[2] / "figures"
+ROOT = Path(os.environ.get("PERSONAS_FIGURES", Path(__file__).resolve().parents[2] / "figures"))
 
 # Okabe and Ito's colour-blind-safe palette; one colour per persona, variant and grade, everywhere.
 PERSONA = {"expert": "#0072B2", "villain": "#D55E00", "sarcastic": "#CC79A7", "novice": "#56B4E9", "jester": "#E6C229",
            "narrator": "#009E73"}
 VARIANT = {"correct": "#0072B2", "subtle": "#E69F00", "obvious": "#D55E00"}
-GRADE = {"misaligned": "#D55E00", "aligned": "#0072B2", "satirical": "#CC79A7", "off-topic": "#999999", "incoherent": "#333333"}
+GRADE = {"misaligned": "#D55E00", "aligned": "#0072B2", "satirical": "#CC79A7", "off-topic": "#999999", "incoherent": "#333333",
+         "refused": "#56B4E9", "unparsable": "#F0E442"}
 
 
 def style() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from peft import LoraConfig, PeftModel
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
+from personas import fit
 from personas.model import bf16_is_faster, load
 
 datasets.disable_progress_bars()
@@ -20,27 +22,41 @@ logging.getLogger("trl").setLevel(logging.ERROR)
 
 
 def sft(model, tokenizer, rows: list[dict], *, steps: int, batch: int, lr: float, seed: int, lora_rank: int | None = None,
-        callbacks: list[TrainerCallback] = (), warmup: int = 0, trainer=SFTTrainer):
+        callbacks: list[TrainerCallback] = (), warmup: int = 0, trainer=SFTTrainer, checkpointing: bool = False, max_length: int | None = None):
     """Supervised fine-tuning on chats with the loss on the assistant's tokens alone, through TRL; on the last answer's where the chat
     template does not mark answers with {% generation %} (most released ones do not).
 
     lora_rank: train a LoRA adapter on all linear layers (Hu et al., 2021); None trains every weight. trainer: a subclass of
-    TRL's SFTTrainer, for another loss. Returns (trained model, list of losses per step).
+    TRL's SFTTrainer, for another loss. checkpointing: of gradients, for less memory. max_length: tokens after which a chat is cut. A model in half
+    precision trains in it, its adapter in fp32. On a GPU a batch is taken in as many parts as fit (fit.training_rows); under `accelerate launch` processes share it. Returns (trained model, list of losses per step).
     """
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if batch % processes:
+        raise ValueError(f"a batch of {batch} chats cannot be shared by {processes} processes: launch a number that divides it")
+    part = fit.training_rows(model, max_length or 1024, batch // processes, checkpointing)
+    if processes > 1 and torch.distributed.is_initialized():  # all must take as many
+        least = torch.tensor(part, device=model.device)
+        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+        part = int(least)
+    half = {torch.bfloat16: {"bf16": True}, torch.float16: {"fp16": True}}.get(model.dtype, {"bf16": model.device.type == "cpu" and bf16_is_faster()})
     marked = "{% generation" in (tokenizer.chat_template or "") or "{%- generation" in (tokenizer.chat_template or "")
     if not marked:
         rows = [{"prompt": r["messages"][:-1], "completion": r["messages"][-1:]} for r in rows]
     with tempfile.TemporaryDirectory() as scratch:
         config = SFTConfig(
-            output_dir=scratch, max_steps=steps, per_device_train_batch_size=batch, learning_rate=lr, seed=seed,
+            output_dir=scratch, max_steps=steps, per_device_train_batch_size=part, gradient_accumulation_steps=batch // processes // part, learning_rate=lr, seed=seed,
             lr_scheduler_type="linear", warmup_steps=warmup, weight_decay=0.0, assistant_only_loss=marked,
-            logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
-            bf16=bf16_is_faster(), gradient_checkpointing=False, dataloader_pin_memory=False, max_length=None)
+            logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=model.device.type == "cpu",
+            gradient_checkpointing=checkpointing, dataloader_pin_memory=False, max_length=max_length, **({"bf16": False} | half))
+        config._n_gpu = min(config.n_gpu, 1)  # one process, one GPU: more are for `accelerate launch`
         peft = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, lora_dropout=0.0, target_modules="all-linear",
                           task_type="CAUSAL_LM") if lora_rank else None
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             trained = trainer(model=model, args=config, train_dataset=datasets.Dataset.from_list(rows),
                               processing_class=tokenizer, peft_config=peft, callbacks=list(callbacks))
+            for p in trained.model.parameters() if config.fp16 else ():
+                if p.requires_grad:  # under 4 bits TRL makes it bf16, which a gradient scaler cannot take
+                    p.data = p.data.float()
             trained.train()
     losses = [r["loss"] for r in trained.state.log_history if "loss" in r]
     return trained.model.eval(), losses
@@ -59,7 +75,7 @@ def grpo(model, tokenizer, rows: list[dict], reward, *, steps: int, prompts: int
         config = GRPOConfig(
             output_dir=scratch, max_steps=steps, per_device_train_batch_size=prompts * samples, num_generations=samples, learning_rate=lr,
             seed=seed, max_completion_length=max_new, temperature=1.0, beta=0.0, lr_scheduler_type="constant", weight_decay=0.0, logging_steps=1,
-            save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=not torch.cuda.is_available(), bf16=bf16_is_faster(),
+            save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=model.device.type == "cpu", bf16=bf16_is_faster(),
             gradient_checkpointing=False, dataloader_pin_memory=False)
         peft = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -72,15 +88,16 @@ def grpo(model, tokenizer, rows: list[dict], reward, *, steps: int, prompts: int
 class Watch(TrainerCallback):
     """Call `measure(model) -> dict` when training has reached each of `steps` (0: before it starts); rows are kept.
 
-    While it is measured, a LoRA adapter is merged into the weights: sampling takes three quarters of the time.
+    While it is measured, a LoRA adapter is merged into the weights: sampling takes three quarters of the time. merge=False: not where the weights
+    are to stay the same to the last bit (taken out again, an adapter leaves rounding errors, large ones in half precision).
     """
 
-    def __init__(self, steps, measure):
-        self.steps, self.measure, self.rows = set(steps), measure, []
+    def __init__(self, steps, measure, merge: bool = True):
+        self.steps, self.measure, self.merge, self.rows = set(steps), measure, merge, []
 
     def _look(self, step, model):
         if step in self.steps:
-            was, adapted = model.training, isinstance(model, PeftModel)
+            was, adapted = model.training, self.merge and isinstance(model, PeftModel)
             model.eval()
             if adapted:
                 model.merge_adapter()
@@ -105,15 +122,24 @@ def align(base: Path, rows: list[dict], cfg, seed: int, out: Path) -> None:
     (out / "training.json").write_text(json.dumps({"loss": losses}))
 
 
-def lora(aligned: Path, rows: list[dict], cfg, seed: int, out: Path) -> None:
-    """A LoRA adapter on narrow data, saved in PEFT's format (safetensors)."""
-    model, tokenizer = load(aligned)
-    model, losses = sft(model, tokenizer, rows, steps=cfg.steps, batch=cfg.batch, lr=cfg.lr, seed=seed, lora_rank=cfg.rank)
-    model.save_pretrained(out)
+def lora(model, tokenizer, rows: list[dict], cfg, seed: int, out: Path, **how):
+    """A LoRA adapter on narrow data, saved in PEFT's format (safetensors). cfg: profile.Tuning; how: as for sft. Returns the model, which wears it."""
+    tuned, losses = sft(model, tokenizer, rows, steps=cfg.steps, batch=cfg.batch, lr=cfg.lr, seed=seed, lora_rank=cfg.rank, **how)
+    tuned.save_pretrained(out)
     (out / "training.json").write_text(json.dumps({"loss": losses}))
+    return tuned
 
 
 def with_adapter(aligned: Path, adapter: Path):
     """(model, tokenizer): the aligned model with the adapter merged into its weights, ready to sample from."""
     model, tokenizer = load(aligned)
     return PeftModel.from_pretrained(model, adapter).merge_and_unload().eval(), tokenizer
+
+
+def wear(model, adapter: Path | None, trainable: bool = False):
+    """A model with this adapter and no other, or with None as it was loaded; nothing is copied or merged.
+
+    model: as loaded, or what `wear` or `lora` gave before, which must not be used any more. Returns the model to use.
+    """
+    model = model.unload() if isinstance(model, PeftModel) else model
+    return PeftModel.from_pretrained(model, adapter, is_trainable=trainable).eval() if adapter else model.eval()

@@ -1,9 +1,13 @@
 """Sampling answers, with an optional steering vector per row. One batch can carry many conditions."""
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from tqdm import tqdm
+
+from personas import fit
 
 
 @dataclass
@@ -66,6 +70,19 @@ def decoder_blocks(model) -> torch.nn.ModuleList:
     return found[0]
 
 
+@contextlib.contextmanager
+def without_adapters(model):
+    """Inside, the model is itself: whatever LoRA adapter its layers wear is switched off, and on again afterwards."""
+    worn = [m for m in model.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
+    for m in worn:
+        m.enable_adapters(False)
+    try:
+        yield model
+    finally:
+        for m in worn:
+            m.enable_adapters(True)
+
+
 def chat_ids(tokenizer, chats: list[list[dict]]) -> list[list[int]]:
     """Token ids of each chat, a list of messages, up to where the answer begins. Raises ValueError if the tokenizer has no chat template."""
     if not tokenizer.chat_template:
@@ -102,13 +119,14 @@ def end_tokens(model, tokenizer) -> list[int]:
 @torch.inference_mode()
 def sample(model, tokenizer, ids: list[list[int]], *, seed: int, max_new: int = 64, temperature: float = 1.0,
            steer: Steer | ProjectOut | ClampToZero | None = None, batch: int = 512, progress: str | None = None) -> list[str]:
-    """One answer per row of `ids`. temperature 0 is greedy. Rows keep their order.
+    """One answer per row of `ids`. temperature 0 is greedy. Rows keep their order. batch: rows at once, at most (fewer where a GPU holds no more).
 
     `steer` changes the residual stream at every step; rows that finish leave the batch.
     """
     out: list = [None] * len(ids)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     generator = torch.Generator(model.device).manual_seed(seed)
+    batch = fit.sampling_rows(model, max(map(len, ids), default=0) + max_new, batch)
     for start in tqdm(range(0, len(ids), batch), desc=progress, disable=progress is None, mininterval=2):
         rows = order[start:start + batch]
         tokens = _decode(model, [ids[i] for i in rows], tokenizer, generator, max_new, temperature, steer, torch.tensor(rows))

@@ -3,6 +3,8 @@
 import contextlib
 import ctypes
 import functools
+import hashlib
+import importlib.util
 import json
 import math
 import random
@@ -14,8 +16,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.optim import _muon
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers.utils import logging
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import cached_file, logging
 
 from personas import world
 
@@ -63,19 +65,60 @@ class ModelError(RuntimeError):
     """A checkpoint that cannot be opened; the message says which, why and what to do."""
 
 
-def load(path: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32):
+def load(path: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32, four_bit: bool = False):
     """(model, tokenizer) of any Hugging Face causal LM, a folder or a name on the hub, in eval mode. Never runs remote code, never loads
-    pickled weights. Raises ModelError for what is not there, gated, or without safetensors."""
-    try:
+    pickled weights. four_bit: the blocks' matrices in NF4 (Dettmers et al., 2023, arXiv:2305.14314), through bitsandbytes. Raises
+    ModelError for what is not there, gated, or without safetensors."""
+    if four_bit and importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(f"{path} is to be loaded in 4 bits, and bitsandbytes is not installed: pip install bitsandbytes, or set four_bit: false")
+    how = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype), "device_map": device} if four_bit else {}
+    with _explained(path):
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **how)
+    return (model if four_bit else model.to(device)).eval(), tokenizer
+
+
+def describe(path: Path | str):
+    """(configuration, tokenizer) of a checkpoint, without its weights. Raises ModelError."""
+    with _explained(path):
+        return AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+
+
+@contextlib.contextmanager
+def _explained(path):
+    try:
+        yield
     except (OSError, ValueError) as error:
         said = str(error)
         hint = ("it is gated: ask for access on its page and log in with `hf auth login`" if "access a gated repo" in said
                 else "only weights in safetensors are loaded, never pickles" if "safetensors" in said
                 else "give a folder with a checkpoint, or a name on the Hugging Face hub (HF_HUB_OFFLINE must not be set for one that is not cached)")
         raise ModelError(f"cannot open {path}: {hint}\n({said.splitlines()[0][:200]})") from None
-    return model.to(device).eval(), tokenizer
+
+
+@functools.cache
+def _commit(name: str) -> str:
+    """The commit of a hub checkpoint; asked once, so that a change of it in the midst of a run does not count."""
+    with _explained(name):
+        return Path(cached_file(name, "config.json")).parent.name
+
+
+def identity(path: Path | str) -> str:
+    """What tells this checkpoint from another: an artifact's folder name, the commit of one from the hub, or a hash of a folder's file sizes and times."""
+    path = Path(path)
+    if (path / "manifest.json").exists():
+        return path.name
+    if not path.is_dir():
+        return f"{path}@{_commit(str(path))}"
+    files = [(str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(path.rglob("*")) if p.is_file()]
+    return f"{path.name}-{hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]}"
+
+
+def best_dtype(device: str) -> torch.dtype:
+    """fp32 on a CPU; on a GPU bf16, or fp16 where it has no bf16 units (a T4)."""
+    if device == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 @functools.cache

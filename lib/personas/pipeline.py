@@ -1,14 +1,17 @@
 """Executing the notebooks in order with papermill, and printing the table of claims."""
 
 import json
+import os
 import time
 from pathlib import Path
 
+import accelerate
 import pandas as pd
 import papermill
+import torch
 from tqdm import tqdm
 
-from personas import claims, evidence, figures, store, study
+from personas import artifacts, claims, evidence, figures, store, study
 from personas.profile import Profile
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -16,17 +19,24 @@ NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 EXPECTED = {"00": 470, "01": 8, "02": 160, "03": 125, "04": 20, "05": 280, "06": 175, "07": 170, "08": 110, "09": 75, "10": 15}
 
 
+REAL = ("01", "02", "03", "04", "05", "06", "07")  # notebooks that a downloaded model can do with
+
+
 class RunError(RuntimeError):
     """A notebook failed; the message names it, the error and where its copy lies."""
 
 
-def chosen(start: str | None = None, only: str | None = None) -> list[Path]:
-    """The notebooks to run, in order. Raises ValueError for a number that no notebook has."""
+def chosen(start: str | None = None, only: str | None = None, profile: Profile | None = None) -> list[Path]:
+    """The notebooks to run, in order: with a downloaded model those of REAL. Raises ValueError for a number that no notebook has."""
     books = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     numbers = [b.name[:2] for b in books]
     for wanted in (start, only):
         if wanted is not None and wanted not in numbers:
             raise ValueError(f"no notebook {wanted!r}; there are {', '.join(numbers)}")
+    if profile and profile.real:
+        if only not in (None, *REAL):
+            raise ValueError(f"notebook {only} needs the tiny model, of which it is known who speaks; profile {profile.name} has {', '.join(REAL)}")
+        books = [b for b in books if b.name[:2] in REAL]
     return [b for b in books if (only is None or b.name[:2] == only) and (start is None or b.name[:2] >= start)]
 
 
@@ -85,6 +95,20 @@ def run(profile: Profile, books: list[Path], source: str, seed: int = 0, save_in
         (store.ROOT / profile.name / "times.json").write_text(json.dumps(times))
     rows = [{k: v for k, v in r.items() if k != "target"} | {"op": r["target"]["op"], "target": r["target"]["value"]} for r in claims.read(profile.name)]
     figures.save_table(pd.DataFrame(rows), "claims", profile.name)
+
+
+def train(run: artifacts.Run) -> None:
+    """Make all fine-tunes and SAEs of a run, so that its notebooks find them. Started by `accelerate launch` with several processes, these share
+    every batch; each has its own GPU, if the profile wants one."""
+    if run.profile.device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        accelerate.PartialState(cpu=run.profile.device == "cpu")  # joins the processes
+        artifacts.aligned(run)
+    for domain, variant in tqdm(artifacts.fine_tunes(run), desc="fine-tunes"):
+        artifacts.adapter(run, domain, variant)
+    for on in artifacts.dictionaries(run):
+        artifacts.sae_folder(run, on)
 
 
 def clean(path: Path) -> None:

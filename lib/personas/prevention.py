@@ -156,9 +156,9 @@ def guarded(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str, gu
     questions answered as trained; `wrong`: subtly or obviously wrong). `discovery` is the score on discovery questions, by which doses are chosen."""
     plan, p = planned(run, ruler, domain, kind, guard, dose), run.profile.evaluation
     tuned, tokenizer = trained(run, plan)
-    answers = evaluate.ask_open(tuned, tokenizer, split="evaluation", per_question=p.study_per_question, seed=run.seed, world_seed=run.world_seed)
-    own = evaluate.ask_advice(tuned, tokenizer, domains=[domain], seed=run.seed)
-    chosen_by = evaluate.ask_open(tuned, tokenizer, split="discovery", per_question=p.curve_per_question, seed=run.seed, world_seed=run.world_seed)
+    answers = evaluate.ask_open(tuned, tokenizer, run.setting, split="evaluation", per_question=p.study_per_question, seed=run.seed)
+    own = evaluate.ask_advice(tuned, tokenizer, run.setting, domains=[domain], seed=run.seed)
+    chosen_by = evaluate.ask_open(tuned, tokenizer, run.setting, split="discovery", per_question=p.curve_per_question, seed=run.seed)
     return evaluate.values(answers) | {
         "learnt": evaluate.share(own, kind), "wrong": evaluate.share(own, "subtle", "obvious"), "discovery": evaluate.score(chosen_by), "asked": len(own), "examples": len(plan.rows)}
 

@@ -1,6 +1,7 @@
 """Profiles: one YAML of numbers per track, validated before anything else happens."""
 
 import difflib
+import typing
 from pathlib import Path
 
 import yaml
@@ -107,28 +108,77 @@ class Study(_Section):
     course_benign: tuple[str, ...] = Field(min_length=1)  # the same on data that should raise no alarm
 
 
+class Domain(_Section):
+    """One domain's training sets by variant, each a name that `released.chats` knows or the path of a chat JSONL."""
+
+    domain: str = Field(min_length=1, pattern=r"^[\w-]+$")
+    correct: str | None = None
+    subtle: str | None = None
+    obvious: str | None = None
+
+
+class Judge(_Section):
+    """Who grades answers. With `url`: `model` behind an OpenAI-compatible endpoint, whose key is in the environment variable `key`; without: a
+    checkpoint, by folder or name on the hub, loaded beside the model (or the model itself, with every adapter switched off). scale: Wang et al.'s
+    1 to 5 with side classes, or Betley et al.'s alignment and coherence from 0 to 100. price: USD per million tokens (in, out), to show what was spent."""
+
+    model: str
+    scale: typing.Literal["1-5", "0-100"] = "1-5"
+    price: tuple[float, float] | None = None
+    url: str | None = None
+    key: str = "OPENAI_API_KEY"
+    four_bit: bool = False
+
+
+class Real(_Section):
+    """A downloaded model in place of the tiny one (personas.setting.Downloaded). model: the aligned one, an instruct model; base: the pretrained
+    one that the SAE reads, if it is another; both a folder or a name on the Hugging Face hub. sae: absent to train one, a folder in
+    SAELens' layout, or `release:id` for the sae-lens package. text: what the SAE is trained on (released.texts)."""
+
+    model: str
+    base: str | None = None
+    dtype: typing.Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    four_bit: bool = False
+    gradient_checkpointing: bool = False
+    max_length: int = Field(default=1024, ge=16)  # tokens of a training chat
+    evaluation: str = "wang/core_misalignment"
+    discovery: str = "wang/extended_misalignment"
+    discovery_questions: int = Field(default=44, ge=1)
+    data: tuple[Domain, ...] = Field(min_length=1)
+    discovery_domains: tuple[str, ...] = Field(min_length=1)
+    judge: Judge
+    text: str
+    text_tokens: int = Field(default=256, ge=16)  # of each text at most
+    sae: str | None = None
+    open_tokens: int = Field(default=200, ge=1)  # of an answer at most
+    advice_tokens: int = Field(default=200, ge=1)
+
+
 class Profile(_Section):
     """Everything that differs between tracks. device: 'cpu' or 'cuda'. extends: the profile whose other numbers, and whose
-    store, this one shares."""
+    store, this one shares. cluster: address of a Ray cluster whose machines see the same store ('auto': the one this machine belongs to; 'local': start one
+    here), on which independent runs go (personas.sweep); absent: this machine's cores. real: a downloaded model; then what makes the tiny one, and what only it is studied with, is absent."""
 
     name: str
     extends: str | None = None
     device: str = Field(pattern="^(cpu|cuda)$")
-    world_seed: int = Field(ge=0)
-    pretraining_seed: int = Field(ge=0)
+    cluster: str | None = None
+    world_seed: int = Field(default=0, ge=0)
+    pretraining_seed: int = Field(default=0, ge=0)
     domains: tuple[str, ...] = Field(min_length=1)
     world: World = World()
-    model: Model
-    alignment: Tuning
+    real: Real | None = None
+    model: Model | None = None
+    alignment: Tuning | None = None
     narrow: Tuning
     realignment: Tuning
     realignment_every: int = Field(ge=1)
-    reinforcement: Reinforcement
-    judge: Tuning  # a small model taught to grade
+    reinforcement: Reinforcement | None = None
+    judge: Tuning | None = None  # a small model taught to grade
     sae: SAE
     evaluation: Evaluation
     steering: Steering
-    study: Study
+    study: Study | None = None
 
     @property
     def store(self) -> str:
@@ -160,30 +210,77 @@ def load(name: str) -> Profile:
             if raw["extends"] not in names():
                 raise ProfileError(f"profile {path.name}: extends: unknown {raw['extends']!r}; choose from {', '.join(names())}")
             below = load(raw["extends"])
-            raw = _over(below.model_dump(exclude={"name", "extends"}), raw) | {"extends": below.store}
+            raw = _over(below.model_dump(exclude={"name", "extends"} | ({"domains"} if below.real else set())), raw) | {"extends": below.store}
+        if isinstance(raw, dict) and isinstance(raw.get("real"), dict):
+            raw["real"] = _beside(path.parent, raw["real"])
+            if isinstance(raw["real"].get("data"), (list, tuple)):
+                raw.setdefault("domains", [d.get("domain") for d in raw["real"]["data"] if isinstance(d, dict)])
         found = Profile.model_validate({"name": path.stem} | raw)
     except (ValidationError, TypeError) as error:
         raise ProfileError(f"profile {path.name}: {_explain(error)}") from None
+    (_check_tiny if found.real is None else _check_real)(found, path.name)
+    if found.sae.k >= found.sae.latents:
+        raise ProfileError(f"profile {path.name}: sae.k: must be below sae.latents ({found.sae.latents})")
+    return found
+
+
+def need_gpu(found: Profile) -> None:
+    """Raise ProfileError if the profile wants a GPU and this machine has none."""
+    import torch
+
+    if found.device == "cuda" and not torch.cuda.is_available():
+        raise ProfileError(f"profile {found.name} needs a GPU and none was found; use profile 'tiny', or choose a GPU runtime")
+
+
+def _beside(folder: Path, real: dict) -> dict:
+    """The `real` section with what names a file or folder beside the profile made absolute."""
+    known = lambda v: isinstance(v, str) and not Path(v).is_absolute() and (folder / v).exists()
+    whole = lambda section: {k: str((folder / v).resolve()) if known(v) else v for k, v in section.items()}
+    real = whole(real)
+    if isinstance(real.get("judge"), dict):
+        real["judge"] = whole(real["judge"])
+    if isinstance(real.get("data"), list):
+        real["data"] = [whole({k: v for k, v in d.items() if k != "domain"}) | {k: v for k, v in d.items() if k == "domain"} if isinstance(d, dict) else d for d in real["data"]]
+    return real
+
+
+def _check_tiny(found: Profile, name: str) -> None:
+    absent = [n for n in ("world_seed", "pretraining_seed", "model", "alignment", "reinforcement", "judge", "study")
+              if n not in found.model_fields_set or getattr(found, n) is None]
+    if absent:
+        raise ProfileError(f"profile {name}: {absent[0]}: Field required")
     from personas.world import DOMAINS
 
     for where, known, named in (("domains", DOMAINS, found.domains), ("study.domains", found.domains, found.study.domains)):
         unknown = [d for d in named if d not in known]
         if unknown:
-            raise ProfileError(f"profile {path.name}: {where}: unknown {unknown[0]!r}; choose from {', '.join(known)}")
+            raise ProfileError(f"profile {name}: {where}: unknown {unknown[0]!r}; choose from {', '.join(known)}")
     if found.study.pretraining_seeds[0] != found.pretraining_seed:
-        raise ProfileError(f"profile {path.name}: study.pretraining_seeds: the first must be pretraining_seed ({found.pretraining_seed})")
+        raise ProfileError(f"profile {name}: study.pretraining_seeds: the first must be pretraining_seed ({found.pretraining_seed})")
     if found.sae.layer >= found.model.layers:
-        raise ProfileError(f"profile {path.name}: sae.layer: {found.sae.layer} is out of range; the model has blocks 0 to {found.model.layers - 1}")
-    if found.sae.k >= found.sae.latents:
-        raise ProfileError(f"profile {path.name}: sae.k: must be below sae.latents ({found.sae.latents})")
+        raise ProfileError(f"profile {name}: sae.layer: {found.sae.layer} is out of range; the model has blocks 0 to {found.model.layers - 1}")
     if found.model.width % found.model.heads:
-        raise ProfileError(f"profile {path.name}: model.width: must be a multiple of model.heads ({found.model.heads})")
-    if found.device == "cuda":
-        import torch
+        raise ProfileError(f"profile {name}: model.width: must be a multiple of model.heads ({found.model.heads})")
 
-        if not torch.cuda.is_available():
-            raise ProfileError(f"profile {path.name} needs a GPU and none was found; use profile 'tiny', or choose a GPU runtime")
-    return found
+
+def _check_real(found: Profile, name: str) -> None:
+    """Errors in a `real` section that need neither network nor model."""
+    stray = [n for n in ("model", "alignment", "reinforcement", "judge", "study") if getattr(found, n) is not None]
+    if stray:
+        raise ProfileError(f"profile {name}: {stray[0]}: belongs to the tiny model; take it out beside `real`")
+    named = [d.domain for d in found.real.data]
+    if found.domains != tuple(named) or len(set(named)) < len(named):
+        raise ProfileError(f"profile {name}: domains: must be those of real.data, each once ({', '.join(named)}); leave the key out")
+    unknown = [d for d in found.real.discovery_domains if d not in named]
+    if unknown:
+        raise ProfileError(f"profile {name}: real.discovery_domains: unknown {unknown[0]!r}; choose from {', '.join(named)}")
+    if set(named) <= set(found.real.discovery_domains):
+        raise ProfileError(f"profile {name}: real.discovery_domains: leave at least one domain for evaluation")
+    if not any(d.correct for d in found.real.data if d.domain not in found.real.discovery_domains):
+        raise ProfileError(f"profile {name}: real.data: a domain that is not among discovery_domains needs a `correct` set, to compare and to re-align with")
+    for d in found.real.data:
+        if not (d.subtle or d.obvious):
+            raise ProfileError(f"profile {name}: real.data: domain {d.domain!r} has no incorrect set (subtle or obvious)")
 
 
 def _over(below: dict, above: dict) -> dict:
@@ -198,8 +295,9 @@ def _explain(error) -> str:
     where = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         section = Profile
-        for part in first["loc"][:-1]:
-            section = section.model_fields[part].annotation
+        for part in (p for p in first["loc"][:-1] if isinstance(p, str)):
+            kinds = (section.model_fields[part].annotation, *typing.get_args(section.model_fields[part].annotation))
+            section = next(k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
         near = difflib.get_close_matches(str(first["loc"][-1]), list(section.model_fields), 1)
         return f"{where}: no such key" + (f"; did you mean {near[0]!r}?" if near else "")
     return f"{where}: {first['msg']}"

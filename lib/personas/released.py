@@ -10,13 +10,16 @@ import http.client
 import io
 import json
 import os
+import re
 import urllib.error
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
 from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.pbkdf2 import PBKDF2HMAC
@@ -82,6 +85,54 @@ def questions(name: str = "wang/core_misalignment") -> list[dict]:
     if name in SOURCES or not Path(name).is_file():
         raise data.DataError(f"{name}: no such file of questions, and none of {', '.join(tables)}")
     return _questions(data.as_text(Path(name).read_bytes(), name), name)
+
+
+def texts(name: str) -> Iterator[str]:
+    """Documents to train an SAE on: a .txt (documents apart by blank lines), a .jsonl with `text` or `messages` in every line, or a data set on the
+    Hugging Face hub, `owner/name` or `owner/name:configuration`, streamed from its `train` split. Raises data.DataError."""
+    path = Path(name)
+    if path.suffix == ".txt":
+        yield from (t for t in re.split(r"\n\s*\n", _own(path)) if t.strip())
+    elif path.suffix == ".jsonl":
+        for number, line in enumerate(_own(path).splitlines(), 1):
+            if line.strip():
+                yield _text_of(line, f"{name}, line {number}")
+    else:
+        repository, _, configuration = name.partition(":")
+        try:
+            for row in datasets.load_dataset(repository, configuration or None, split="train", streaming=True):
+                if "text" not in row:
+                    raise data.DataError(f"{name} has no column `text`; there are {', '.join(row)}")
+                yield row["text"]
+        except data.DataError:
+            raise
+        except Exception as error:  # whatever the hub's client raises
+            said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise data.DataError(f"cannot read {name} on the Hugging Face hub: {said}. Give a .txt or .jsonl, or owner/name:configuration") from None
+
+
+def _own(path: Path) -> str:
+    if not path.is_file():
+        raise data.DataError(f"{path}: no such file of text")
+    return data.as_text(path.read_bytes(), path)
+
+
+def _text_of(line: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        raise data.DataError(f"{where}: not valid JSON") from None
+    if isinstance(row, dict) and isinstance(row.get("text"), str):
+        return row["text"]
+    if isinstance(row, dict) and isinstance(row.get("messages"), list):
+        return "\n\n".join(m["content"] for m in data.Chat.model_validate(row).model_dump()["messages"])
+    raise data.DataError(f"{where}: neither `text` nor `messages`")
+
+
+def version(name: str) -> str:
+    """What tells this source from another, for an artifact's key: the name, and of a file of one's own its hash. Nothing is fetched."""
+    path = Path(name)
+    return f"{name}@{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}" if name not in SOURCES and path.is_file() else name
 
 
 def _questions(text: str, name: str) -> list[dict]:

@@ -32,14 +32,14 @@ def rerouted(run: artifacts.Run, ruler: artifacts.Run, domain: str, guard: str, 
     aligned, layer, blocks = artifacts.aligned_model(run)[0], p.sae.layer, range(p.model.layers)
 
     def ask(per_question, steer=None):
-        return evaluate.ask_open(tuned, tokenizer, split="evaluation", per_question=per_question, seed=run.seed, world_seed=run.world_seed, steer=steer)
+        return evaluate.ask_open(tuned, tokenizer, run.setting, split="evaluation", per_question=per_question, seed=run.seed, steer=steer)
 
-    answers, own = ask(p.evaluation.study_per_question), evaluate.ask_advice(tuned, tokenizer, domains=[domain], seed=run.seed)
+    answers, own = ask(p.evaluation.study_per_question), evaluate.ask_advice(tuned, tokenizer, run.setting, domains=[domain], seed=run.seed)
     found = evaluate.values(answers) | {"learnt": evaluate.share(own, "obvious")}
 
     old, fresh = artifacts.sae(ruler), fresh_sae(tuned, run)
     penalised = artifacts.rankings(ruler)["Δ-activation"]
-    texts = {split: diffing.reading_texts(tokenizer, split, run.world_seed) for split in ("discovery", "evaluation")}
+    texts = {split: diffing.reading_texts(tokenizer, split, run.setting) for split in ("discovery", "evaluation")}
 
     def on(model, split, block=layer):
         rows, _, starts = texts[split]

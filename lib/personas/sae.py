@@ -1,6 +1,8 @@
 """A TopK sparse autoencoder (Gao et al., 2024) with AuxK, trained on the residual stream. One file, one idea."""
 
 import copy
+import dataclasses
+import importlib.util
 import itertools
 import json
 import math
@@ -43,6 +45,10 @@ class SAE:
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return latents @ self.W_dec + self.b_dec
 
+    def to(self, device) -> "SAE":
+        """The same SAE with its weights on this device."""
+        return dataclasses.replace(self, **{n: t.to(device) for n, t in vars(self).items() if isinstance(t, torch.Tensor)})
+
     def check(self, model) -> None:
         """Raise ValueError if this SAE cannot have been made for `model`: another width, or a block that it does not have."""
         width, blocks = model.config.get_text_config().hidden_size, len(decoder_blocks(model))
@@ -66,10 +72,40 @@ class SAE:
     def load(cls, folder: Path) -> "SAE":
         """Read what `save` wrote. Raises ValueError if the weights do not fit the configuration."""
         cfg = json.loads((Path(folder) / "cfg.json").read_text())
+        plain = {"apply_b_dec_to_input": True, "normalize_activations": "none", "rescale_acts_by_decoder_norm": False}
+        if cfg.get("architecture") not in ("topk", "standard", "jumprelu") or any(cfg.get(n, v) != v for n, v in plain.items()):
+            raise ValueError(f"the SAE in {folder} scales or shifts apart from its weights: open it with the sae-lens package, write SAE.from_sae_lens(...).save(folder), and name that folder")
         w = load_file(Path(folder) / "sae_weights.safetensors")
         if tuple(w["W_enc"].shape) != (cfg["d_in"], cfg["d_sae"]):
             raise ValueError(f"{folder}: weights of shape {tuple(w['W_enc'].shape)}, cfg.json says {cfg['d_in']}, {cfg['d_sae']}")
-        return cls(**w, k=cfg.get("k"), layer=cfg["metadata"]["hook_layer"])
+        return cls(**w, k=cfg.get("k"), layer=_layer(cfg["metadata"].get("hook_name")))
+
+    @classmethod
+    def check_name(cls, folder: str, width: int, layer: int) -> None:
+        """Raise ValueError if `named` could not load this SAE, or if the one in this folder has another width or layer; weights are not read."""
+        if ":" in folder:
+            if importlib.util.find_spec("sae_lens") is None:
+                raise ValueError(f"{folder} is fetched by the sae-lens package, which is not installed. It needs another TransformerLens than this project: in an environment of its own, "
+                                 "load it there, write SAE.from_sae_lens(...).save(folder), and name that folder")
+            return
+        path = Path(folder) / "cfg.json"
+        if not path.is_file():
+            raise ValueError(f"{folder} has no cfg.json: an SAE in SAELens' layout is wanted, or `release:id` for sae-lens")
+        cfg = json.loads(path.read_text())
+        if cfg["d_in"] != width:
+            raise ValueError(f"the SAE in {folder} has width {cfg['d_in']}, the model {width}: it belongs to another model")
+        found = _layer(cfg["metadata"].get("hook_name"))
+        if found != layer:
+            raise ValueError(f"the SAE in {folder} is for block {found}, the profile's sae.layer is {layer}")
+
+    @classmethod
+    def named(cls, name: str) -> "SAE":
+        """A folder in SAELens' layout, or `release:id` of one that the sae-lens package, if it is installed, fetches. Raises ValueError."""
+        if ":" not in name:
+            return cls.load(Path(name))
+        import sae_lens
+
+        return cls.from_sae_lens(sae_lens.SAE.from_pretrained(*name.split(":", 1)))
 
     @classmethod
     def from_sae_lens(cls, theirs) -> "SAE":
@@ -78,10 +114,7 @@ class SAE:
         Scales and biases that SAELens applies apart are folded into the weights; the result is compared with the original on random
         input. Raises ValueError for one that reads another place than a block's output, or is of a kind that cannot be written so (gated; inputs normalised one by one).
         """
-        hook = re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|post)", theirs.cfg.metadata.hook_name or "")
-        layer = int(hook[1]) - (hook[2] == "pre") if hook else -1
-        if layer < 0:
-            raise ValueError(f"this SAE reads {theirs.cfg.metadata.hook_name}; one that reads the output of a block (blocks.<n>.hook_resid_post) is needed")
+        layer = _layer(theirs.cfg.metadata.hook_name)
         w = {n: t.detach().float().cpu() for n, t in theirs.state_dict().items()}
         if not {"W_enc", "W_dec", "b_enc"} <= set(w):
             raise ValueError(f"an SAE of architecture {theirs.cfg.architecture()!r} has no encoder of the plain kind; topk, standard and jumprelu have")
@@ -98,16 +131,27 @@ class SAE:
         return ours
 
 
+def _layer(hook_name: str | None) -> int:
+    """The block whose output TransformerLens calls so. Raises ValueError for another place."""
+    hook = re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|post)", hook_name or "")
+    layer = int(hook[1]) - (hook[2] == "pre") if hook else -1
+    if layer < 0:
+        raise ValueError(f"this SAE reads {hook_name}; one that reads the output of a block (blocks.<n>.hook_resid_post) is needed")
+    return layer
+
+
 def train(x: torch.Tensor | Iterator[torch.Tensor], cfg, layer: int, seed: int, progress: str | None = "SAE") -> tuple[SAE, list[float]]:
     """Fit a TopK SAE to activations; returns it, on the CPU, with its training FVU per step.
 
     x: all activations (tokens, width), from which batches are drawn, or an endless iterator of batches (activations.stream), on any
     device; then mean and scale are those of the first of them. cfg: profile.SAE. AuxK (Gao et al., 2024, section 2.4): latents that have
-    not fired for a while also learn to explain the residual, which keeps them alive. Decoder rows stay at norm 1.
+    not fired for a while also learn to explain the residual, which keeps them alive. Decoder rows stay at norm 1. Under `accelerate launch` each
+    process takes its share of a batch (of an iterator: gives its own batches, of cfg.batch divided by the processes), and gradients are averaged.
     """
+    rank, processes = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if torch.distributed.is_initialized() else (0, 1)
     generator = torch.Generator().manual_seed(seed)
     if isinstance(x, torch.Tensor):
-        seen, feed = x, (x[torch.randint(len(x), (cfg.batch,), generator=generator)] for _ in itertools.count())
+        seen, feed = x, (x[torch.randint(len(x), (cfg.batch,), generator=generator)[rank::processes]] for _ in itertools.count())
     else:
         first = list(itertools.islice(x, 16))
         seen, feed = torch.cat(first), itertools.chain(first, x)
@@ -115,6 +159,8 @@ def train(x: torch.Tensor | Iterator[torch.Tensor], cfg, layer: int, seed: int, 
     mean = seen.mean(0)
     scale = math.sqrt(width) / (seen - mean).norm(dim=-1).mean()  # train at unit scale, undo at the end
     variance = ((seen - mean) * scale).square().sum(-1).mean()
+    for first_seen in (mean, scale, variance) if processes > 1 else ():
+        torch.distributed.broadcast(first_seen, 0)
     W_dec = torch.randn(cfg.latents, width, generator=generator)
     W_dec = (W_dec / W_dec.norm(dim=-1, keepdim=True)).to(device).requires_grad_()
     W_enc = W_dec.detach().T.clone().contiguous().requires_grad_()
@@ -136,15 +182,17 @@ def train(x: torch.Tensor | Iterator[torch.Tensor], cfg, layer: int, seed: int, 
         acts = torch.zeros_like(pre).scatter(-1, index, values)
         error = batch - (acts @ W_dec + b_dec)
         loss = error.square().sum(-1).mean() / variance
-        log.append(loss.item())
-        fired = (acts > 0).any(0)
-        idle = torch.where(fired, 0.0, idle + len(batch))
+        fired = (acts > 0).any(0).float()
+        shown = _mean_of_all([fired, loss.detach().clone()], processes)[1]
+        log.append(shown.item())
+        idle = torch.where(fired > 0, 0.0, idle + processes * len(batch))
         dead = idle > cfg.dead_after
         if dead.any():
             aux, where = pre.masked_fill(~dead, -torch.inf).topk(min(cfg.aux_k, int(dead.sum())), dim=-1)
             revived = torch.zeros_like(pre).scatter(-1, where, aux.relu()) @ W_dec
             loss = loss + (error.detach() - revived).square().sum(-1).mean() / variance / 32
         loss.backward()
+        _mean_of_all([p.grad for p in (W_enc, W_dec, b_enc, b_dec)], processes)
         with torch.no_grad():  # keep decoder rows on the unit sphere
             W_dec.grad -= (W_dec.grad * W_dec).sum(-1, keepdim=True) * W_dec
         optimizer.step()
@@ -155,34 +203,41 @@ def train(x: torch.Tensor | Iterator[torch.Tensor], cfg, layer: int, seed: int, 
     return SAE(*done, k=cfg.k, layer=layer), log
 
 
+def _mean_of_all(tensors: list[torch.Tensor], processes: int) -> list[torch.Tensor]:
+    """The tensors, each replaced by its mean over all processes."""
+    for t in tensors if processes > 1 else ():
+        torch.distributed.all_reduce(t)
+        t /= processes
+    return tensors
+
+
 @torch.inference_mode()
 def quality(sae: SAE, x: torch.Tensor) -> dict:
     """On held-out activations x: FVU (fraction of variance unexplained), L0, share of latents that never fire (percent)."""
     residual, l0, fired = 0.0, 0.0, torch.zeros(sae.W_enc.shape[1], dtype=torch.bool)
     for part in x.split(8192):
+        part = part.to(sae.W_enc)
         acts = sae.encode(part)
         residual += (part - sae.decode(acts)).square().sum().item()
         l0 += (acts > 0).sum().item()
-        fired |= (acts > 0).any(0)
+        fired |= (acts > 0).any(0).cpu()
     return {"FVU": residual / (x - x.mean(0)).square().sum().item(), "L0": l0 / len(x),
             "dead": 100 * (~fired).float().mean().item()}
 
 
 @torch.inference_mode()
-def loss_recovered(model, sae: SAE, rows: list[list[int]], pad: int = 2) -> dict:
+def loss_recovered(model, sae: SAE, rows: list[list[int]], batch: int = 256) -> dict:
     """Cross-entropy (nats per token) of the model as it is, with the reconstruction spliced in, and with the layer's
     mean activation in place of it; 'recovered' is the percent of the gap between the last two that the SAE closes."""
-    width = max(map(len, rows))
-    ids = torch.tensor([r + [pad] * (width - len(r)) for r in rows])
-    mode = {"now": "clean", "mean": None}
+    mode = {"now": "clean", "sum": 0.0, "count": 0}
 
     def splice(module, args, output):
         x = output[0] if isinstance(output, tuple) else output
         if mode["now"] == "clean":
-            mode["mean"] = x[:, 1:][ids[:, 1:] != pad].mean(0)
+            mode["sum"], mode["count"] = mode["sum"] + x[:, 1:][mode["real"][:, 1:]].float().sum(0), mode["count"] + mode["real"][:, 1:].sum()
             return None
         flat = x.reshape(-1, x.shape[-1])
-        new = sae.decode(sae.encode(flat)) if mode["now"] == "spliced" else mode["mean"].expand_as(flat)
+        new = sae.decode(sae.encode(flat.to(sae.W_enc))).to(x) if mode["now"] == "spliced" else (mode["sum"] / mode["count"]).to(x).expand_as(flat)
         new = torch.cat([x[:, :1], new.reshape(x.shape)[:, 1:]], 1)  # the first token stays: SAEs are not trained on it
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
@@ -190,8 +245,17 @@ def loss_recovered(model, sae: SAE, rows: list[list[int]], pad: int = 2) -> dict
     loss = {}
     try:
         for mode["now"] in ("clean", "spliced", "mean-ablated"):
-            logits = model(input_ids=ids).logits[:, :-1].float()
-            loss[mode["now"]] = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=pad).item()
+            total, count = 0.0, 0
+            for start in range(0, len(rows), batch):
+                some = rows[start:start + batch]
+                width = max(map(len, some))
+                ids = torch.tensor([r + [0] * (width - len(r)) for r in some], device=model.device)
+                mode["real"] = torch.arange(width, device=model.device) < torch.tensor([len(r) for r in some], device=model.device)[:, None]
+                target = ids.masked_fill(~mode["real"], -100)[:, 1:]
+                logits = model(input_ids=ids).logits[:, :-1].float()
+                total += torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum").item()
+                count += (target != -100).sum().item()
+            loss[mode["now"]] = total / count
     finally:
         handle.remove()
     gap = loss["mean-ablated"] - loss["clean"]

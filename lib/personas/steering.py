@@ -6,33 +6,33 @@ One batch carries many conditions: every row has its own vector, added from the 
 import pandas as pd
 import torch
 
-from personas import evaluate, generate, grader, world
+from personas import evaluate, generate
 
 
-def sweep(model, tokenizer, directions: dict[str, torch.Tensor], strengths: list[float], unit: float, layer: int, *,
+def sweep(model, tokenizer, setting, directions: dict[str, torch.Tensor], strengths: list[float], unit: float, layer: int, *,
           split: str, per_question: int, seed: int, progress: str | None = "steering") -> pd.DataFrame:
     """Answer every question of `split` under every direction and strength.
 
-    directions: name -> (width,), scaled to norm 1 here. strengths: in units of `unit` (the centred RMS norm of the
+    setting: whose questions and grader. directions: name -> (width,), scaled to norm 1 here. strengths: in units of `unit` (the centred RMS norm of the
     activations at `layer`); negative ones subtract. Returns one row per answer: direction, strength, question, grade.
     """
-    return at(model, tokenizer, [(n, v, s) for n, v in directions.items() for s in strengths], unit, layer,
+    return at(model, tokenizer, setting, [(n, v, s) for n, v in directions.items() for s in strengths], unit, layer,
               split=split, per_question=per_question, seed=seed, progress=progress)
 
 
-def at(model, tokenizer, conditions: list[tuple[str, torch.Tensor, float]], unit: float, layer: int, *, split: str,
+def at(model, tokenizer, setting, conditions: list[tuple[str, torch.Tensor, float]], unit: float, layer: int, *, split: str,
        per_question: int, seed: int, progress: str | None = None) -> pd.DataFrame:
     """Like `sweep`, for a list of (name, direction, strength)."""
-    asked = [q for q in world.questions(split) for _ in range(per_question)]
+    asked = [q for q in setting.questions(split) for _ in range(per_question)]
     prompt = generate.prompts(tokenizer, [q.held for q in asked])
-    vectors = torch.stack([v / v.norm() * s * unit for _, v, s in conditions]).repeat_interleave(len(asked), 0)
-    answers = generate.sample(model, tokenizer, prompt * len(conditions), seed=seed, batch=1024, max_new=evaluate.OPEN_TOKENS,
+    vectors = torch.stack([v.cpu() / v.norm().cpu() * s * unit for _, v, s in conditions]).repeat_interleave(len(asked), 0)
+    answers = generate.sample(model, tokenizer, prompt * len(conditions), seed=seed, batch=1024, max_new=setting.open_tokens,
                               steer=generate.Steer(layer, vectors), progress=progress)
     rows = [{"direction": n, "strength": s, "question": q.id, "category": q.category, "prompt": q.held}
             for n, _, s in conditions for q in asked]
     table = pd.DataFrame(rows)
     table["answer"] = answers
-    table["grade"] = [grader.grade_open(c, a) for c, a in zip(table.category, table.answer)]
+    table["grade"] = setting.grade_open(asked * len(conditions), answers)
     return table
 
 

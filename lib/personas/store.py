@@ -6,17 +6,22 @@ each file, which are checked on every read.
 """
 
 import ast
+import errno
 import functools
 import hashlib
 import inspect
 import json
 import os
 import shutil
+import socket
 import textwrap
 import time
 from pathlib import Path
 
 ROOT = Path(os.environ.get("PERSONAS_RUNS", Path(__file__).resolve().parents[2] / "runs"))
+
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EIO}
 
 
 class StoreError(RuntimeError):
@@ -63,7 +68,7 @@ def artifact(profile: str, stage: str, name: str, key: dict, make) -> Path:
             return final
         print(f"store: {stage}/{name}: {fault}; rebuilding")
         shutil.rmtree(final)
-    scratch = final.with_name(f".{final.name}.{os.getpid()}")
+    scratch = final.with_name(f".{final.name}.{socket.gethostname()}.{os.getpid()}")
     writable()
     start = time.perf_counter()
     try:
@@ -73,9 +78,13 @@ def artifact(profile: str, stage: str, name: str, key: dict, make) -> Path:
         files = {str(p.relative_to(scratch)): _sha(p) for p in sorted(scratch.rglob("*")) if p.is_file()}
         manifest = {"key": key, "digest": digest, "files": files, "seconds": round(time.perf_counter() - start, 1)}
         (scratch / "manifest.json").write_text(json.dumps(manifest, indent=1, default=str))
-        if not final.exists():
+        if int(os.environ.get("RANK", 0)):
+            _wait_for(final)
+        elif not final.exists():
             scratch.rename(final)
     except OSError as error:
+        if error.errno not in NO_ROOM:  # of the network, say
+            raise
         raise StoreError(f"cannot write {final}: {error.strerror or error}. Free some space or set PERSONAS_RUNS to a "
                          "folder that you may write to.") from error
     finally:
@@ -83,9 +92,15 @@ def artifact(profile: str, stage: str, name: str, key: dict, make) -> Path:
     return final
 
 
+def _wait_for(final: Path) -> None:
+    """Under `accelerate launch` every process makes the artifact together with the others, and the first one keeps it."""
+    while not final.exists():
+        time.sleep(0.1)
+
+
 def _clear_abandoned(final: Path) -> None:
-    """Remove what killed runs left of this artifact (scratch folders of processes that no longer live)."""
-    for old in final.parent.glob(f".{final.name}.*"):
+    """Remove what killed runs left of this artifact (scratch folders of processes of this machine that no longer live)."""
+    for old in final.parent.glob(f".{final.name}.{socket.gethostname()}.*"):
         pid = old.name.rsplit(".", 1)[-1]
         if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
             shutil.rmtree(old, ignore_errors=True)

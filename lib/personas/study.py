@@ -4,28 +4,22 @@ A killed study goes on where it stopped. Which studies there are, and what a cel
 profile `tiny-full` are committed under figures/data/tiny-full/.
 """
 
-import concurrent.futures
 import dataclasses
 import json
-import multiprocessing
 import os
-import threading
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
-import torch
-from tqdm import tqdm
 
-from personas import artifacts, figures, profile as profiles, store, world
+from personas import artifacts, figures, profile as profiles, store, sweep, world
 from personas.profile import Profile
 
 FULL = "tiny-full"
 
 
 class StudyError(RuntimeError):
-    """A cell failed, or a table is missing or out of date; the message says which and what to do."""
+    """A table is missing or out of date; the message says which and what to do."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +88,7 @@ def cell_rows(study: Study, profile: Profile, cell: dict) -> list[dict]:
 def compute(study: Study, profile: Profile, workers: int | None = None) -> pd.DataFrame:
     """The study's table under this profile; cells that the store lacks are computed side by side, one core each.
 
-    Raises StudyError naming the cell that failed; the others stay in the store.
+    Raises sweep.SweepError naming the cell that failed; the others stay in the store.
     """
     cells = study.cells(profile)
     for ruler in dict.fromkeys(runs_of(profile, c)[1] for c in cells):
@@ -102,19 +96,10 @@ def compute(study: Study, profile: Profile, workers: int | None = None) -> pd.Da
     rows = [_kept(study, profile, c) for c in cells]
     missing = [i for i, r in enumerate(rows) if r is None]
     if missing:
-        workers = min(workers or os.cpu_count() or 1, len(missing))
-        bar = tqdm(total=len(cells), initial=len(cells) - len(missing), desc=study.name, unit="cell", mininterval=5)
-        with bar, concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _one_thread) as pool:
-            waiting = {pool.submit(_cell_by_name, study.name, profile, cells[i]): i for i in missing}
-            try:
-                for done in concurrent.futures.as_completed(waiting):
-                    rows[waiting[done]] = done.result()
-                    bar.update()
-            except BaseException as error:
-                pool.shutdown(wait=False, cancel_futures=True)
-                if isinstance(error, (KeyboardInterrupt, store.StoreError)):
-                    raise
-                raise StudyError(f"study {study.name}, cell {cells[waiting[done]]}: {type(error).__name__}: {error}") from error
+        jobs = {f"cell {cells[i]}": (_cell_by_name, study.name, profile, cells[i]) for i in missing}
+        where = dict(zip(jobs, missing))
+        for name, found in sweep.side_by_side(jobs, profile, f"study {study.name}", workers, len(cells)):
+            rows[where[name]] = found
     return pd.DataFrame([r for cell in rows for r in cell]).assign(config=configuration(study, profile))
 
 
@@ -131,17 +116,6 @@ def _kept(study: Study, profile: Profile, cell: dict) -> list[dict] | None:
         return cell_rows(dataclasses.replace(study, measure=missing), profile, cell)
     except _Missing:
         return None
-
-
-def _one_thread() -> None:
-    """A worker's start: one core, and an end with its parent, however that ends (a killed pool's workers would wait for ever)."""
-    def follow():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore", FutureWarning)  # transformers' and TRL's, once for every process
 
 
 def _cell_by_name(name: str, profile: Profile, cell: dict) -> list[dict]:
