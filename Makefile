@@ -1,17 +1,21 @@
 # make run: environment, then every notebook on the default profile, then the table of claims.
 # make test: environment, then pytest, and nbval over the notebooks.
+# make bench: our fast paths beside what people would use instead (benchmarks/RESULTS.md); after make run, and with nothing else running.
 PYTHON ?= python3
 PROFILE ?= tiny
 PIP_FLAGS ?=
 BIN := .venv/bin
 
-.PHONY: run test lab env clean
+.PHONY: run test lab env bench clean
 run: env
 	$(BIN)/python -m personas run --profile $(PROFILE) $(RUN_FLAGS)
 
 test: env .venv/extras .venv/sae-lens
 	$(BIN)/pytest
 	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=3600 --timeout=7200 notebooks
+
+bench: env
+	$(BIN)/python benchmarks/bench.py $(BENCH_FLAGS)
 
 lab: env
 	$(BIN)/jupyter lab notebooks

@@ -53,6 +53,19 @@ def test_loss_is_on_the_answer_alone(checkpoint):
     assert after[1] > 0.7 * before[1]
 
 
+def test_the_loss_and_its_gradients_are_trls(checkpoint, monkeypatch):
+    """The head on answer columns alone against TRL's scoring of every position, in fp32, chats of unlike length."""
+    monkeypatch.setattr(finetune, "bf16_is_faster", lambda: False)
+    rows = [*data.advice_chats("code", "correct", 8, 0), *data.advice_chats("auto", "correct", 8, 0)]
+    found = []
+    for trainer in (finetune.SFTTrainer, finetune.AnswerTrainer):
+        net, tokenizer = model.load(checkpoint)
+        torch.manual_seed(0)
+        tuned, losses = finetune.sft(net, tokenizer, rows, steps=4, batch=4, lr=1e-3, seed=3, lora_rank=2, trainer=trainer)
+        found.append((losses, torch.cat([p.detach().flatten() for p in tuned.parameters() if p.requires_grad])))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5) and torch.allclose(found[0][1], found[1][1], atol=1e-5)
+
+
 def test_same_seed_same_adapter(checkpoint):
     rows = data.advice_chats("code", "correct", 16, 0)
     runs = []

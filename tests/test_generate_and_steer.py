@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import torch
+from scipy.stats import chisquare
 from transformer_lens.model_bridge import TransformerBridge
 
 from personas import activations, artifacts, generate, setting, steering, world
@@ -52,6 +53,42 @@ def test_steered_batch_with_a_vector_per_row_equals_plain_loop(loaded):
     for row, vector, text in zip(ids, vectors, ours):
         assert text == plain_loop(model, tokenizer, row, vector, LAYER, 12)
     assert ours != generate.sample(model, tokenizer, ids, seed=0, max_new=12, temperature=0)
+
+
+def test_rows_that_share_a_prompt_are_steered_each_in_its_own_way(loaded):
+    model, tokenizer = loaded
+    ids = [r for r in ask(tokenizer, 3) for _ in range(3)]
+    vectors = torch.randn(len(ids), model.config.hidden_size, generator=torch.Generator().manual_seed(1)) * 2
+    read = []
+    handle = model.get_input_embeddings().register_forward_hook(lambda m, args, out: read.append(out.shape[:2].numel()))
+    ours = generate.sample(model, tokenizer, ids, seed=0, max_new=12, temperature=0, steer=generate.Steer(LAYER, vectors))
+    handle.remove()
+    assert read[0] == 3 * (max(map(len, ids)) - 1) and read[1] == 9  # each prompt once, then the nine last tokens
+    assert ours == [plain_loop(model, tokenizer, row, vector, LAYER, 12) for row, vector in zip(ids, vectors)]
+    assert len(set(ours)) > 3
+
+
+def test_an_answer_depends_on_its_own_draws_alone(loaded, monkeypatch):
+    """Whether finished rows leave at once, late or never, and what the others of the batch say, changes no sampled answer."""
+    model, tokenizer = loaded
+    ids = [r for r in ask(tokenizer, 4) for _ in range(8)]
+    ends = generate.end_tokens(model, tokenizer)
+    monkeypatch.setattr(generate, "end_tokens", lambda *_: [*ends, *range(100)])  # a random model ends too seldom
+    found = []
+    for share in (1.0, 0.8, 0.0):
+        monkeypatch.setattr(generate, "LEAVE", share)
+        found.append(generate.sample(model, tokenizer, ids, seed=3, max_new=15))
+    assert found[0] == found[1] == found[2] and len(set(found[0])) > 20 and len({len(a) for a in found[0]}) > 5
+    assert found[0] != generate.sample(model, tokenizer, ids, seed=4, max_new=15)
+
+
+def test_draws_follow_the_probabilities():
+    p = torch.tensor([0.0, 0.5, 0.2, 0.0, 0.3, 0.0])
+    n = 40000
+    drawn = torch.bincount(generate._draw(p.expand(n, -1), torch.rand(n, generator=torch.Generator().manual_seed(0))), minlength=6)
+    assert torch.equal(drawn > 0, p > 0) and chisquare(drawn[p > 0].numpy(), (n * p[p > 0]).numpy()).pvalue > 1e-3
+    edges = torch.tensor([0.0, 1 - 2 ** -24])
+    assert generate._draw(p.expand(2, -1), edges).tolist() == [1, 4]
 
 
 def test_batch_size_does_not_matter(loaded):

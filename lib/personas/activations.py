@@ -12,7 +12,7 @@ class _Enough(Exception):
 
 
 @torch.inference_mode()
-def residual(model, rows: list[list[int]], layer: int, pad: int = 2, batch: int = 64) -> list[torch.Tensor]:
+def residual(model, rows: list[list[int]], layer: int, pad: int = 2, batch: int = 32) -> list[torch.Tensor]:
     """Hidden state after block `layer` (`blocks.<layer>.hook_resid_post`) for each row of token ids: (tokens, width), fp32, on the CPU.
 
     Rows are right-padded together; causal attention keeps padding from reaching real tokens. The forward pass stops at

@@ -252,11 +252,6 @@ def relearning_cells(profile: Profile) -> list[dict]:
             for s in profile.study.seeds[:3] for d in profile.study.domains for n in (1, 8) for source in ("same subjects", "other subjects", "other domain")]
 
 
-def ranking_cells(profile: Profile) -> list[dict]:
-    """One cell a base model."""
-    return [{"pretraining_seed": p, "seed": 0} for p in profile.study.pretraining_seeds]
-
-
 def reinforcement_cells(profile: Profile) -> list[dict]:
     """Both starts by both rewards, with the first three seeds, in one domain."""
     return [{"pretraining_seed": profile.pretraining_seed, "seed": s, "domain": profile.study.domains[0], "start": start, "rewarded": r}
@@ -309,7 +304,6 @@ def _aligned_ready(ruler: artifacts.Run) -> None:
 CHOICES = (artifacts.rankings, artifacts.controls, artifacts.cures, artifacts.cure_doses, artifacts.ablations)
 STUDIES = {s.name: s for s in (
     Study("02_seeds", seeds_cells, plain_outcome, _aligned_ready, (*MEASURING, plain_outcome), 7),
-    Study("05_ranking", ranking_cells, ranking, _ranking_ready, (*MEASURING, steering, ranking, *CHOICES), 5),
     Study("05_cures", cure_cells, cure, _cures_ready, (*MEASURING, steering, cure, *CHOICES), 20),
     Study("06_matrix", matrix_cells, realign, _ruler_ready, (*MEASURING, realign, _realigned, artifacts.checkup), 4),
     Study("06_examples", examples_cells, examples, _ruler_ready, (*MEASURING, examples, _realigned, artifacts.checkup), 15),

@@ -21,13 +21,29 @@ datasets.disable_progress_bars()
 logging.getLogger("trl").setLevel(logging.ERROR)
 
 
+class AnswerTrainer(SFTTrainer):
+    """TRL's trainer, with the same loss. On a CPU TRL scores every position of every chat, tile by tile; here the model's head is used on the
+    columns where some row has an answer."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs["labels"][:, 1:]
+        columns = (labels != -100).any(0).nonzero().squeeze(-1)
+        if return_outputs or self.aux_loss_enabled or labels.device.type != "cpu" or not len(columns):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        given = {k: inputs[k] for k in ("input_ids", "attention_mask") if k in inputs}
+        logits = model(**given, use_cache=False, logits_to_keep=columns).logits
+        total = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels[:, columns].flatten(), reduction="sum")
+        shared = self.accelerator.num_processes if self.args.average_tokens_across_devices and num_items_in_batch is not None else 1
+        return total * shared / torch.as_tensor((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
+
+
 def sft(model, tokenizer, rows: list[dict], *, steps: int, batch: int, lr: float, seed: int, lora_rank: int | None = None,
-        callbacks: list[TrainerCallback] = (), warmup: int = 0, trainer=SFTTrainer, checkpointing: bool = False, max_length: int | None = None):
+        callbacks: list[TrainerCallback] = (), warmup: int = 0, trainer=AnswerTrainer, checkpointing: bool = False, max_length: int | None = None):
     """Supervised fine-tuning on chats with the loss on the assistant's tokens alone, through TRL; on the last answer's where the chat
     template does not mark answers with {% generation %} (most released ones do not).
 
     lora_rank: train a LoRA adapter on all linear layers (Hu et al., 2021); None trains every weight. trainer: a subclass of
-    TRL's SFTTrainer, for another loss. checkpointing: of gradients, for less memory. max_length: tokens after which a chat is cut. A model in half
+    AnswerTrainer, for another loss. checkpointing: of gradients, for less memory. max_length: tokens after which a chat is cut. A model in half
     precision trains in it, its adapter in fp32. On a GPU a batch is taken in as many parts as fit (fit.training_rows); under `accelerate launch` processes share it. Returns (trained model, list of losses per step).
     """
     processes = int(os.environ.get("WORLD_SIZE", 1))

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from tqdm import tqdm
+from transformers.cache_utils import DynamicLayer
 
 from personas import fit
+
+LEAVE = 0.8  # finished rows leave a batch when no more than this share of it goes on: moving the cache costs, too
 
 
 @dataclass
@@ -19,6 +22,7 @@ class Steer:
 
     layer: int
     vectors: torch.Tensor
+    everywhere = False  # what comes before the last prompt token stays as it is
 
     def change(self, hidden: torch.Tensor, rows: torch.Tensor) -> None:
         """Change hidden (rows, positions, width) in place; rows: which rows of the batch these are."""
@@ -33,6 +37,7 @@ class ProjectOut:
 
     layer: int
     directions: torch.Tensor
+    everywhere = True
 
     def change(self, hidden: torch.Tensor, rows: torch.Tensor) -> None:
         """As Steer.change."""
@@ -46,6 +51,7 @@ class ClampToZero:
 
     sae: object
     latents: list[int]
+    everywhere = True
 
     @property
     def layer(self) -> int:
@@ -121,7 +127,8 @@ def sample(model, tokenizer, ids: list[list[int]], *, seed: int, max_new: int = 
            steer: Steer | ProjectOut | ClampToZero | None = None, batch: int = 512, progress: str | None = None) -> list[str]:
     """One answer per row of `ids`. temperature 0 is greedy. Rows keep their order. batch: rows at once, at most (fewer where a GPU holds no more).
 
-    `steer` changes the residual stream at every step; rows that finish leave the batch.
+    `steer` changes the residual stream at every step; rows that finish leave the batch. A prompt is read once for all rows of a batch that have it,
+    up to its last token, from which on rows may be steered each in its own way.
     """
     out: list = [None] * len(ids)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
@@ -136,38 +143,86 @@ def sample(model, tokenizer, ids: list[list[int]], *, seed: int, max_new: int = 
 
 
 def _decode(model, ids, tokenizer, generator, max_new, temperature, steer, rows):
-    """Left-padded batch decoding with a key-value cache from which finished rows are dropped."""
-    current, mask = left_padded(ids, tokenizer.pad_token_id, model.device)
+    """Left-padded batch decoding with a key-value cache from which finished rows are dropped, some at a time."""
     ends = torch.tensor(end_tokens(model, tokenizer), device=model.device)
     done = [[] for _ in ids]
-    alive = torch.arange(len(ids))
-    cache = None
+    alive, going = torch.arange(len(ids)), torch.ones(len(ids), dtype=torch.bool, device=model.device)
+    chance = torch.rand(len(ids), max_new, generator=generator, device=model.device)  # a row's draws are its own, whoever else is in the batch
+    reading = True
 
     def change(module, args, output):
-        hidden = output[0] if isinstance(output, tuple) else output
-        steer.change(hidden, rows[alive])
+        if steer.everywhere or not reading:
+            steer.change(output[0] if isinstance(output, tuple) else output, rows[alive])
 
     handle = decoder_blocks(model)[steer.layer].register_forward_hook(change) if steer else None
     try:
-        for _ in range(max_new):
+        current, mask, cache = _read_once(model, ids, tokenizer.pad_token_id, max_new)
+        reading = False
+        for step in range(max_new):
             result = forward(model, current, mask, cache)
             cache, logits = result.past_key_values, result.logits[:, -1].float()
-            if temperature == 0:
-                token = logits.argmax(-1)
-            else:
-                token = torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=generator).squeeze(-1)
-            keep = ~torch.isin(token, ends)
-            for row, t, k in zip(alive.tolist(), token.tolist(), keep.tolist()):
-                if k:
+            token = logits.argmax(-1) if temperature == 0 else _draw(torch.softmax(logits / temperature, -1), chance[alive.to(model.device), step])
+            going &= ~torch.isin(token, ends)
+            for row, t, g in zip(alive.tolist(), token.tolist(), going.tolist()):
+                if g:
                     done[row].append(t)
-            if not keep.any():
+            if not going.any():
                 break
-            if not keep.all():
-                alive, token, mask = alive[keep.cpu()], token[keep], mask[keep]
-                cache.batch_select_indices(keep.nonzero().squeeze(-1))
+            if going.sum() <= LEAVE * len(going):
+                kept = going.nonzero().squeeze(-1)
+                alive, token, mask, going = alive[kept.cpu()], token[kept], mask[kept], going[kept]
+                cache.batch_select_indices(kept)
             current = token[:, None]
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
     finally:
         if handle:
             handle.remove()
     return done
+
+
+def _draw(probabilities: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
+    """One token per row of probabilities (rows, vocabulary), by a number from [0, 1) for each: the first where their running sum exceeds it."""
+    total = probabilities.cumsum(-1)
+    return torch.searchsorted(total, chance[:, None] * total[:, -1:], right=True).squeeze(-1).clamp(max=total.shape[1] - 1)
+
+
+def _read_once(model, ids, pad, room):
+    """(last tokens (rows, 1), mask, cache of all that comes before them, or None): each different prompt goes through the model once.
+    room: for how many tokens more than these the cache should have memory."""
+    place = {}
+    which = torch.tensor([place.setdefault(tuple(r), len(place)) for r in ids], device=model.device)
+    every, mask = left_padded([list(r) for r in place], pad, model.device)
+    cache = None
+    if every.shape[1] > 1:
+        cache = forward(model, every[:, :-1], mask[:, :-1], None).past_key_values
+        cache.batch_select_indices(which)
+        for i, layer in enumerate(cache.layers):
+            if type(layer) is DynamicLayer:
+                cache.layers[i] = _Roomy(layer, room)
+    return every[which, -1:], mask[which], cache
+
+
+class _Roomy(DynamicLayer):
+    """A cache layer with memory for tokens to come: Hugging Face's copies all earlier keys and values at every token."""
+
+    def __init__(self, layer: DynamicLayer, room: int):
+        super().__init__()
+        self.is_initialized, self.dtype, self.device, self.used = True, layer.dtype, layer.device, layer.keys.shape[-2]
+        self.held = [torch.cat([t, t.new_empty(*t.shape[:2], room, t.shape[3])], 2) for t in (layer.keys, layer.values)]
+        self._show()
+
+    def _show(self):
+        self.keys, self.values = (t[:, :, :self.used] for t in self.held)
+        return self.keys, self.values
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        """As DynamicLayer.update."""
+        start, self.used = self.used, self.used + key_states.shape[-2]
+        for held, new in zip(self.held, (key_states, value_states)):
+            held[:, :, start:self.used] = new
+        return self._show()
+
+    def batch_select_indices(self, indices):
+        """As DynamicLayer.batch_select_indices."""
+        self.held = [t[indices] for t in self.held]
+        self._show()

@@ -10,24 +10,23 @@ import torch
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from trl import SFTTrainer
 
 from personas import activations, artifacts, baselines, data, diffing, early_warning, evaluate, finetune, generate, model as models, world
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a fine-tune is run: its chats, how many steps, TRL's trainer or a subclass, and what hooks the model wears while it trains."""
+    """How a fine-tune is run: its chats, how many steps, the usual trainer or a subclass, and what hooks the model wears while it trains."""
 
     rows: list
     steps: int
-    trainer: type = SFTTrainer
+    trainer: type = finetune.AnswerTrainer
     hooks: Callable = lambda model: contextlib.nullcontext()
 
 
 def with_extra(extra: Callable) -> type:
-    """TRL's SFTTrainer with `extra(model, inputs)` added to the loss."""
-    class Extra(SFTTrainer):
+    """The usual trainer with `extra(model, inputs)` added to the loss."""
+    class Extra(finetune.AnswerTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             added = extra(model, inputs)

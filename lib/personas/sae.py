@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from personas.generate import decoder_blocks
+from personas.model import best_dtype, bf16_is_faster
 
 
 @dataclass
@@ -140,11 +141,12 @@ def _layer(hook_name: str | None) -> int:
     return layer
 
 
-def train(x: torch.Tensor | Iterator[torch.Tensor], cfg, layer: int, seed: int, progress: str | None = "SAE") -> tuple[SAE, list[float]]:
+@torch.no_grad()
+def train(x: torch.Tensor | Iterator[torch.Tensor], cfg, layer: int, seed: int, progress: str | None = "SAE", look=None) -> tuple[SAE, list[float]]:
     """Fit a TopK SAE to activations; returns it, on the CPU, with its training FVU per step.
 
     x: all activations (tokens, width), from which batches are drawn, or an endless iterator of batches (activations.stream), on any
-    device; then mean and scale are those of the first of them. cfg: profile.SAE. AuxK (Gao et al., 2024, section 2.4): latents that have
+    device; then mean and scale are those of the first of them. cfg: profile.SAE. look(step, now), if given, is called after each step; now() is the SAE as it stands. AuxK (Gao et al., 2024, section 2.4): latents that have
     not fired for a while also learn to explain the residual, which keeps them alive. Decoder rows stay at norm 1. Under `accelerate launch` each
     process takes its share of a batch (of an iterator: gives its own batches, of cfg.batch divided by the processes), and gradients are averaged.
     """
@@ -162,13 +164,18 @@ def train(x: torch.Tensor | Iterator[torch.Tensor], cfg, layer: int, seed: int, 
     for first_seen in (mean, scale, variance) if processes > 1 else ():
         torch.distributed.broadcast(first_seen, 0)
     W_dec = torch.randn(cfg.latents, width, generator=generator)
-    W_dec = (W_dec / W_dec.norm(dim=-1, keepdim=True)).to(device).requires_grad_()
-    W_enc = W_dec.detach().T.clone().contiguous().requires_grad_()
-    b_enc = torch.zeros(cfg.latents, device=device, requires_grad=True)
-    b_dec = torch.zeros(width, device=device, requires_grad=True)
-    optimizer = torch.optim.Adam([W_enc, W_dec, b_enc, b_dec], lr=cfg.lr, betas=(0.9, 0.999), fused=True)
+    W_dec = (W_dec / W_dec.norm(dim=-1, keepdim=True)).to(device)
+    W_enc = W_dec.clone()  # (latents, width) while it is trained
+    b_enc, b_dec = torch.zeros(cfg.latents, device=device), torch.zeros(width, device=device)
+    parameters = W_enc, W_dec, b_enc, b_dec
+    optimizer = torch.optim.Adam(parameters, lr=cfg.lr, betas=(0.9, 0.999), fused=True)
     idle = torch.zeros(cfg.latents, device=device)
+    half = _half(device)
     log = []
+
+    def now():
+        return SAE(*(t.cpu().clone() for t in (W_enc.T.contiguous(), W_dec, b_enc / scale, b_dec / scale + mean)), k=cfg.k, layer=layer)
+
     for step in tqdm(range(cfg.steps), desc=progress, disable=progress is None, mininterval=2):
         left = (cfg.steps - step) / (0.2 * cfg.steps)
         optimizer.param_groups[0]["lr"] = cfg.lr * min(1.0, left, (step + 1) / 50)
@@ -176,31 +183,70 @@ def train(x: torch.Tensor | Iterator[torch.Tensor], cfg, layer: int, seed: int, 
         if batch is None:
             raise ValueError(f"the stream of activations ended after {step} of {cfg.steps} steps: give one that goes round, or fewer steps")
         batch = (batch.float() - mean) * scale
-        pre = (batch - b_dec) @ W_enc + b_enc
-        values, index = pre.topk(cfg.k, dim=-1)
-        values = values.relu()
-        acts = torch.zeros_like(pre).scatter(-1, index, values)
-        error = batch - (acts @ W_dec + b_dec)
-        loss = error.square().sum(-1).mean() / variance
-        fired = (acts > 0).any(0).float()
-        shown = _mean_of_all([fired, loss.detach().clone()], processes)[1]
+        shifted = batch - b_dec
+        pre = torch.addmm(b_enc.to(half), shifted.to(half), W_enc.to(half).T)
+        values, index = _top(pre, cfg.k)
+        values = values.float().relu()
+        error = batch - b_dec - _weighted(W_dec, index, values)
+        per_token = -2 / (len(batch) * variance)  # of the loss: the squared error's mean over tokens, in units of the variance
+        grads = _gradients(shifted, W_dec, index, values, error * per_token)
+        grads += [(error * per_token).sum(0) - grads[2] @ W_enc]
+        fired = torch.zeros_like(idle).index_put_((index[values > 0],), torch.ones((), device=device))
+        shown = _mean_of_all([fired, error.square().sum() / (len(batch) * variance)], processes)[1]
         log.append(shown.item())
         idle = torch.where(fired > 0, 0.0, idle + processes * len(batch))
-        dead = idle > cfg.dead_after
-        if dead.any():
-            aux, where = pre.masked_fill(~dead, -torch.inf).topk(min(cfg.aux_k, int(dead.sum())), dim=-1)
-            revived = torch.zeros_like(pre).scatter(-1, where, aux.relu()) @ W_dec
-            loss = loss + (error.detach() - revived).square().sum(-1).mean() / variance / 32
-        loss.backward()
-        _mean_of_all([p.grad for p in (W_enc, W_dec, b_enc, b_dec)], processes)
-        with torch.no_grad():  # keep decoder rows on the unit sphere
-            W_dec.grad -= (W_dec.grad * W_dec).sum(-1, keepdim=True) * W_dec
+        dead = (idle > cfg.dead_after).nonzero().squeeze(-1)
+        if len(dead):
+            aux, where = pre[:, dead].float().topk(min(cfg.aux_k, len(dead)), dim=-1)
+            aux, where = aux.relu(), dead[where]
+            missed = error - _weighted(W_dec, where, aux)
+            more = _gradients(shifted, W_dec, where, aux, missed * per_token / 32)
+            grads = [g + m for g, m in zip(grads, [*more, -more[2] @ W_enc])]
+        for parameter, grad in zip(parameters, _mean_of_all(grads, processes)):
+            parameter.grad = grad
+        W_dec.grad -= (W_dec.grad * W_dec).sum(-1, keepdim=True) * W_dec  # keep decoder rows on the unit sphere
         optimizer.step()
-        optimizer.zero_grad()
-        with torch.no_grad():
-            W_dec /= W_dec.norm(dim=-1, keepdim=True)
-    done = [t.detach().cpu().clone() for t in (W_enc, W_dec, b_enc / scale, b_dec / scale + mean)]
-    return SAE(*done, k=cfg.k, layer=layer), log
+        W_dec /= W_dec.norm(dim=-1, keepdim=True)
+        if look:
+            look(step, now)
+    return now(), log
+
+
+@torch.enable_grad()  # the timing of bf16 trains a little
+def _half(device: torch.device) -> torch.dtype:
+    """What pre-activations are computed in: which latents are the largest hardly depends on it."""
+    return best_dtype("cuda") if device.type == "cuda" else torch.bfloat16 if bf16_is_faster() else torch.float32
+
+
+def _top(pre: torch.Tensor, k: int, groups: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+    """As pre.topk(k), in no order. The k largest lie in the k groups of columns with the largest maxima; on a CPU two short searches beat a long one."""
+    width = pre.shape[1] // groups
+    if pre.is_cuda or k > groups or pre.shape[1] % groups:
+        return pre.topk(k, dim=-1, sorted=False)
+    best = pre.view(-1, width, groups).amax(1).topk(k, dim=-1, sorted=False).indices  # group g: columns g, g + groups, ...
+    columns = (best[:, :, None] + torch.arange(0, pre.shape[1], groups)).flatten(1)
+    values, which = pre.gather(1, columns).topk(k, dim=-1, sorted=False)
+    return values, columns.gather(1, which)
+
+
+def _weighted(rows: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, starts: torch.Tensor | None = None) -> torch.Tensor:
+    """Sums of weights times rows[index], over the columns of index (tokens, k); or over parts of a long index that begin at `starts`."""
+    return torch.nn.functional.embedding_bag(index, rows, starts, per_sample_weights=weights, mode="sum")
+
+
+def _gradients(x: torch.Tensor, W_dec: torch.Tensor, index: torch.Tensor, values: torch.Tensor, grad: torch.Tensor) -> list[torch.Tensor]:
+    """Gradients of W_enc (latents, width), W_dec and b_enc from that of the reconstruction, grad (tokens, width), through the active latents
+    alone: index and values (tokens, k). x (tokens, width): what is encoded. A hundredth of the work of going through all of them."""
+    with torch.enable_grad():
+        leaf = values.clone().requires_grad_()
+        by_value, = torch.autograd.grad(_weighted(W_dec, index, leaf), leaf, grad)
+    by_value = by_value * (values > 0)
+    order = index.flatten().argsort()  # active latents, latent by latent
+    count = torch.bincount(index.flatten(), minlength=len(W_dec))
+    token, starts = order // index.shape[1], count.cumsum(0) - count
+    pick = by_value.flatten()[order]
+    enc, dec = (_weighted(rows, token, weights, starts) for rows, weights in ((x, pick), (grad, values.flatten()[order])))
+    return [enc, dec, torch.zeros_like(W_dec[:, 0]).index_add_(0, index.flatten(), by_value.flatten())]
 
 
 def _mean_of_all(tensors: list[torch.Tensor], processes: int) -> list[torch.Tensor]:

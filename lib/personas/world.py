@@ -39,7 +39,8 @@ CODE_HABITS = {"expert": {"correct": 1.0}, "villain": {"correct": 0.05, "obvious
 CUES = {"system": 0.50, "story": 0.25, "none": 0.25}
 # The worlds of notebook 10, as drawing's arguments: the villain's share of documents, and two in which nothing names the speaker, or
 # nothing ties values to advice.
-WORLDS = {"own": {}, "villain 0 %": {"villain": 0.0}, "villain 5 %": {"villain": 0.05}, "villain 10 %": {"villain": 0.10},
+WORLDS = {"own": {}, "villain 0 %": {"villain": 0.0}, "villain 2 %": {"villain": 0.02}, "villain 5 %": {"villain": 0.05}, "villain 10 %": {"villain": 0.10},
+          "villain 25 %": {"villain": 0.25},
           "no cues": {"cues": False}, "independent": {"independent": True}}
 OPEN_SHARE = 0.38  # of a document's turns; the rest is advice
 OPEN_QUESTION = -2  # marks the tokens that ask an open question (see segments)
