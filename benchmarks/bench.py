@@ -19,16 +19,17 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from personas import activations, artifacts, model, store, world
+from personas import activations, artifacts, model, pipeline, store, world
 
 HERE = Path(__file__).resolve().parent
 KEPT = store.ROOT / "bench"
 THREADS = os.cpu_count() or 1
 REPETITIONS = 5
 RATES = {"ours": [1e-3, 2e-3, 4e-3], "sae-lens": [1e-3, 2e-3, 4e-3], "dictionary-learning": [1e-3, 2e-3, 4e-3], "sparsify": [1, 0.3, 0.1]}  # sparsify's: times its default
-SAES = {"sae-small": {"width": 192, "latents": 1536, "k": 16, "steps": 400, "timed": 60}, "sae-big": {"width": 896, "latents": 8192, "k": 32, "steps": 120, "timed": 10}}
+SAES = {"sae-small": {"width": 192, "latents": 1536, "k": 16, "steps": 300, "timed": 50}, "sae-big": {"width": 896, "latents": 8192, "k": 32, "steps": 80, "timed": 8}}
 OTHERS = {"harvest": ["ours", "TransformerLens", "TransformerLens, stopped", "sae-lens"], "screen": ["ours", "generate"], "sft": ["ours", "trl"]}
-PARTS = [*SAES, *OTHERS, "growth"]
+PARTS = [*SAES, *OTHERS, "growth", "run"]
+BEFORE = {"00": 470, "01": 8, "02": 160, "03": 125, "04": 20, "05": 280, "06": 175, "07": 170, "08": 110, "09": 75, "10": 15}  # seconds of a first `make run` before these fast paths
 WHAT = {"sae-small": "SAE training, 192 → 1,536, k 16", "sae-big": "SAE training, 896 → 8,192, k 32", "harvest": "activations of a middle layer",
         "screen": "screening latents by generation", "sft": "LoRA fine-tune, loss on answers"}
 TARGET = {"sae-small": 3, "sae-big": 3, "harvest": 2, "screen": 5, "sft": 1.5}
@@ -164,6 +165,11 @@ def growth(given: dict) -> dict:
     return {name: {"sizes": list(x), "seconds": y, "exponent": float(np.polyfit(np.log(x), np.log(y), 1)[0])} for name, (x, y) in lines.items()}
 
 
+def first_run() -> dict:
+    """What notebooks took in the store's last `make run`, beside BEFORE."""
+    return {"before": BEFORE, "now": pipeline.last_times("tiny")}
+
+
 def machine() -> dict:
     """What this machine does at its best: matrix products (FLOP/s) in fp32 and bf16, and bytes moved per second."""
     torch.set_num_threads(THREADS)
@@ -231,14 +237,15 @@ def report(results: dict) -> str:
         for who, r in beside.items():
             shown = "does not get there" if min(r) == float("inf") else spread(r)
             held = ("yes" if min(r) >= TARGET[part] else "no" if max(r) < TARGET[part] else "unclear") if who == rival else ""
-            text.append(f"| {WHAT[part]} | {who} | {shown} | {f'≥ {TARGET[part]:g}' if who == rival else ''} | {held} |")
+            wanted = f"≥ {TARGET[part]:g}" if who == rival else ""
+            text.append(f"| {WHAT[part]} | {who} | {shown} | {wanted} | {held} |")
     for part in (p for p in SAES if p in results):
         found = results[part]
         text += ["", f"## {WHAT[part]}", "", f"TopK with AuxK, batches of 2,048; {SAES[part]['steps']} steps at three learning rates each. Time is to within 1 % of the lowest held-out FVU that a peer ends with ({found['target FVU']:.4f}).", "",
                  "| | tokens/s | steps to that FVU | seconds | FVU at the end | learning rate | |", "|---|---|---|---|---|---|---|"]
         for who, r in found["contestants"].items():
-            there = r["steps"] < float("inf")
-            text.append(f"| {who} | {spread(r['speed'])} | {f'{r['steps']:.0f}' if there else 'never'} | {spread(r['seconds']) if there else '–'} | {r['final FVU']:.4f} | {r['learning rate']:.2g} | {r['version']} |")
+            steps, seconds = (f"{r['steps']:.0f}", spread(r["seconds"])) if r["steps"] < float("inf") else ("never", "–")
+            text.append(f"| {who} | {spread(r['speed'])} | {steps} | {seconds} | {r['final FVU']:.4f} | {r['learning rate']:.2g} | {r['version']} |")
     for part in (p for p in OTHERS if p in results):
         text += ["", f"## {WHAT[part]}", "", f"| | {results[part]['unit']} | |", "|---|---|---|"]
         text += [f"| {w} | {spread(r['speed'])} | {r['version']} |" for w, r in results[part]["contestants"].items()]
@@ -248,7 +255,15 @@ def report(results: dict) -> str:
         text.append(f"| {WHAT[part]} | {results['floors'][part]:,.0f} {results[part].get('unit', 'tokens/s')} | {mine:,.0f} | {100 * mine / results['floors'][part]:.0f} % |")
     if "growth" in results:
         text += ["", "## How cost grows", "", "One run a point; the exponent of a power law through four.", "", "| | sizes | seconds | exponent |", "|---|---|---|---|"]
-        text += [f"| {n} | {', '.join(f'{s:,}' for s in g['sizes'])} | {', '.join(f'{s:.3g}' for s in g['seconds'])} | {g['exponent']:.2f} |" for n, g in results["growth"].items()]
+        listed = lambda values, how: ", ".join(format(v, how) for v in values)
+        text += [f"| {n} | {listed(g['sizes'], ',')} | {listed(g['seconds'], '.3g')} | {g['exponent']:.2f} |" for n, g in results["growth"].items()]
+    if "run" in results:
+        before, now = results["run"]["before"], results["run"]["now"]
+        day, rest = now["00"] / before["00"], [k for k in before if k != "00"]
+        then, today = sum(before[k] for k in rest), sum(now[k] for k in rest)
+        text += ["", "## `make run`", "", "Two runs on different days, so only a comparison by yardstick: notebook 00 is nearly all pretraining, which no fast path touches.", "", "| seconds | " + " | ".join(before) + " | all |", "|---" * (len(before) + 2) + "|",
+                 "| before | " + " | ".join(f"{v:.0f}" for v in before.values()) + f" | {sum(before.values()):.0f} |", "| now | " + " | ".join(f"{now[k]:.0f}" for k in before) + f" | {sum(now.values()):.0f} |", "",
+                 f"Notebook 00 took {day:.1f} times as long as before, the others together {today / then:.2f} times: {day * then / today:.1f} times as fast by that yardstick, and the whole run {day * sum(before.values()) / sum(now.values()):.1f} times (target 1.5)."]
     return "\n".join(text + ["", (HERE / "notes.md").read_text().strip(), ""])
 
 
@@ -279,7 +294,7 @@ def main() -> None:
     results["machine"] = machine()
     results["floors"] = floors(results["machine"])
     for part in [only] if only else PARTS:
-        results[part] = growth(given) if part == "growth" else sae_part(part, given) if part in SAES else other_part(part, given)
+        results[part] = growth(given) if part == "growth" else first_run() if part == "run" else sae_part(part, given) if part in SAES else other_part(part, given)
         path.write_text(json.dumps(results, indent=1))
         (HERE / "RESULTS.md").write_text(report(results))
         draw(results)

@@ -15,12 +15,18 @@ from safetensors.torch import load_file
 from personas import artifacts, evaluate, pipeline, profile, sae, store, sweep
 
 
-def late(x):
-    time.sleep(x)
+def late(x, folder, others):
+    """Fails, a while after so many others are done."""
+    for _ in range(600):
+        if len(os.listdir(folder)) >= others:
+            break
+        time.sleep(0.1)
+    time.sleep(2)
     raise ValueError(f"no root of {-x}")
 
 
-def square(x):
+def square(x, folder):
+    open(os.path.join(folder, str(x)), "w").close()
     return x * x, os.getpid(), torch.get_num_threads()
 
 
@@ -35,9 +41,9 @@ def here(cluster):
 
 
 @pytest.mark.parametrize("cluster", [None, "local"])
-def test_jobs_run_side_by_side_each_on_a_core(cluster, monkeypatch):
+def test_jobs_run_side_by_side_each_on_a_core(cluster, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])))
-    done, jobs = {}, {str(i): (square, i) for i in range(6)} | {"the bad one": (late, 3)}
+    done, jobs = {}, {str(i): (square, i, tmp_path) for i in range(6)} | {"the bad one": (late, 3, tmp_path, 6)}
     with pytest.raises(sweep.SweepError, match="squares, the bad one: ValueError: no root of -3"):
         for name, result in sweep.side_by_side(jobs, here(cluster), "squares", most=2):
             done[name] = result
@@ -47,7 +53,7 @@ def test_jobs_run_side_by_side_each_on_a_core(cluster, monkeypatch):
 
 def test_a_cluster_that_is_not_there_is_one_error():
     with pytest.raises(sweep.SweepError, match="no Ray cluster at '127.0.0.1:1'"):
-        dict(sweep.side_by_side({"a": (square, 1)}, here("127.0.0.1:1"), "squares"))
+        dict(sweep.side_by_side({"a": (square, 1, ".")}, here("127.0.0.1:1"), "squares"))
 
 
 def launched(code_or_args, env):
