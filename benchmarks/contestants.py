@@ -46,7 +46,7 @@ def sae_sae_lens(x, o, feed, lap):
 
     torch.manual_seed(o["seed"])
     net = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=x.shape[1], d_sae=o["latents"], k=o["k"], device="cpu"))
-    trainer = SAETrainer(SAETrainerConfig(o["steps"] * o["batch"], o["batch"], lr=o["lr"], lr_warm_up_steps=o["steps"] // 20, lr_decay_steps=o["steps"] // 5, autocast=True,
+    trainer = SAETrainer(SAETrainerConfig(o["steps"] * o["batch"], o["batch"], lr=o["lr"], lr_end=o["lr"] / 10, lr_warm_up_steps=o["steps"] // 20, lr_decay_steps=o["steps"] // 5, autocast=True,
                                           dead_feature_window=o["dead_after"] // o["batch"], logger=LoggingConfig(log_to_wandb=False)), net, feed)
 
     for i in range(o["steps"]):
