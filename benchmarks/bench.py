@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from personas import activations, artifacts, model, pipeline, store, world
+from personas import activations, artifacts, pipeline, store, world
 
 HERE = Path(__file__).resolve().parent
 KEPT = store.ROOT / "bench"
@@ -72,8 +72,8 @@ def inputs() -> dict:
         rows = artifacts.texts(run, 2000, "sae")
         for name, size in SAES.items():
             layers = [run.profile.sae.layer] if size["width"] < run.profile.model.width else range(run.profile.model.layers)
-            x = torch.cat([torch.cat([r[1:] for r in activations.residual(net, rows, layer)]) for layer in layers], 1) if len(layers) == 1 else torch.cat(
-                [torch.cat([r[1:] for r in activations.residual(net, rows[:1000], layer)]) for layer in layers], 1)
+            some = rows if len(layers) == 1 else rows[:1000]
+            x = torch.cat([torch.cat([r[1:] for r in activations.residual(net, some, layer)]) for layer in layers], 1)
             x = x - x.mean(0)
             generator = torch.Generator().manual_seed(0)
             top = torch.linalg.eigh(x.T @ x).eigenvectors[:, -size["width"]:] @ torch.linalg.qr(torch.randn(size["width"], size["width"], generator=generator))[0]
