@@ -18,10 +18,15 @@ from safetensors.torch import load_file
 
 
 class Clock:
-    """Called after each step: adds up the seconds since the last call, from step `skip` on, without what `look(i)` takes in between."""
+    """Called after each step: adds up the seconds since the last call (at first since `begin`), from step `skip` on, without what `look(i)` takes in between."""
 
     def __init__(self, look=lambda i, read: None, skip: int = 0):
-        self.look, self.skip, self.spent, self.rows, self.start = look, skip, 0.0, [], time.perf_counter()
+        self.look, self.skip, self.spent, self.rows = look, skip, 0.0, []
+        self.begin()
+
+    def begin(self):
+        """To be called once packages are imported: importing is not training."""
+        self.start = time.perf_counter()
 
     def __call__(self, i: int, read=None):
         self.spent += time.perf_counter() - self.start if i >= self.skip else 0.0
@@ -33,10 +38,12 @@ class Clock:
 # --- SAE training: x is centred, its rows have a root mean square norm of sqrt(width) ----------------------------------
 
 def sae_ours(x, o, feed, lap):
-    from personas import sae
+    from personas import model, sae
 
+    model.bf16_is_faster()  # tried once a process
+    lap.begin()
     cfg = types.SimpleNamespace(latents=o["latents"], k=o["k"], lr=o["lr"], steps=o["steps"], batch=o["batch"], dead_after=o["dead_after"], aux_k=x.shape[1] // 2)
-    sae.train(x, cfg, 0, o["seed"], None, look=lambda i, now: lap(i, lambda part: now().decode(now().encode(part))))
+    sae.train(x, cfg, 0, o["seed"], None, lambda i, now: lap(i, lambda part: now().decode(now().encode(part))), norm=x.shape[1] ** 0.25)
 
 
 def sae_sae_lens(x, o, feed, lap):
@@ -44,6 +51,7 @@ def sae_sae_lens(x, o, feed, lap):
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
+    lap.begin()
     torch.manual_seed(o["seed"])
     net = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=x.shape[1], d_sae=o["latents"], k=o["k"], device="cpu"))
     trainer = SAETrainer(SAETrainerConfig(o["steps"] * o["batch"], o["batch"], lr=o["lr"], lr_end=o["lr"] / 10, lr_warm_up_steps=o["steps"] // 20, lr_decay_steps=o["steps"] // 5, autocast=True,
@@ -59,6 +67,7 @@ def sae_dictionary_learning(x, o, feed, lap):
     sys.modules["nnsight"] = types.SimpleNamespace(LanguageModel=object)  # its package imports it for reading models, which is not done here
     from dictionary_learning.trainers.top_k import TopKTrainer
 
+    lap.begin()
     width = x.shape[1] ** 0.5  # it wants a root mean square norm of 1
     trainer = TopKTrainer(o["steps"], x.shape[1], o["latents"], o["k"], 0, "benchmark", lr=o["lr"], warmup_steps=o["steps"] // 20, decay_start=o["steps"] * 4 // 5,
                           seed=o["seed"], device="cpu")
@@ -75,6 +84,7 @@ def sae_sparsify(x, o, feed, lap):
     from schedulefree import ScheduleFreeWrapper
     from sparsify.sign_sgd import SignSGD
 
+    lap.begin()
     torch.manual_seed(o["seed"])
     net = SparseCoder(x.shape[1], SparseCoderConfig(num_latents=o["latents"], k=o["k"]), dtype=torch.float32)
     optimizer = ScheduleFreeWrapper(SignSGD(net.parameters(), lr=o["lr"]), momentum=0.95)
@@ -102,8 +112,8 @@ def sae_sparsify(x, o, feed, lap):
 def sae(o):
     """Seconds of training, tokens per second, and (seconds, held-out FVU) every `look` steps; look 0: none, and the first tenth does not count."""
     data = load_file(o["file"])
-    data = load_file(o["file"])
     x, held = (data[n][:, :o.get("columns")].contiguous() for n in ("train", "held"))
+    held = held[:4096]
     generator = torch.Generator().manual_seed(o["seed"])
     feed = iter(lambda: x[torch.randint(len(x), (o["batch"],), generator=generator)], None)
 

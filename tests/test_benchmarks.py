@@ -47,9 +47,10 @@ def test_a_clock_counts_neither_the_first_steps_nor_the_looks(monkeypatch):
     assert lap.spent == 3 + 4 + 5 and lap.rows == [(0.0, 0), (0.0, 1), (3.0, 2), (7.0, 3), (12.0, 4)]
 
 
-def test_steps_to_an_equal_fvu():
-    assert bench._steps_to([0.5, 0.3, 0.1], 0.2, 10) == pytest.approx(25)
-    assert bench._steps_to([0.5, 0.3], 0.6, 10) == 10 and bench._steps_to([0.5, 0.3], 0.2, 10) == float("inf")
+def test_seconds_to_an_equal_fvu():
+    curve = [[10.0, 0.5], [20.0, 0.3], [40.0, 0.1]]
+    assert bench.seconds_to(curve, 0.2) == pytest.approx(30) and bench.seconds_to(curve, 0.3) == pytest.approx(20)
+    assert bench.seconds_to(curve, 0.6) == 10 and bench.seconds_to(curve, 0.05) == float("inf")
 
 
 def test_the_pages_say_what_was_measured():

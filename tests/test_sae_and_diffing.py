@@ -40,7 +40,7 @@ def plain_training(x, cfg, seed):
     W_enc, b_enc, b_dec = W_dec.detach().T.clone().requires_grad_(), torch.zeros(cfg.latents, requires_grad=True), torch.zeros(width, requires_grad=True)
     adam, idle, revived = torch.optim.Adam([W_enc, W_dec, b_enc, b_dec], lr=cfg.lr), torch.zeros(cfg.latents), 0
     for step in range(cfg.steps):
-        adam.param_groups[0]["lr"] = cfg.lr * min(1.0, (cfg.steps - step) / (0.2 * cfg.steps), (step + 1) / 50)
+        adam.param_groups[0]["lr"] = cfg.lr * min(1.0, (cfg.steps - step) / (0.2 * cfg.steps), (step + 1) / min(50, cfg.steps // 16))
         batch = (first() - mean) * scale
         pre = (batch - b_dec) @ W_enc + b_enc
         keep = lambda p, k: torch.zeros_like(p).scatter(1, p.topk(k).indices, p.topk(k).values.relu())

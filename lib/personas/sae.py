@@ -142,11 +142,12 @@ def _layer(hook_name: str | None) -> int:
 
 
 @torch.no_grad()
-def train(x: torch.Tensor | Iterator[torch.Tensor], cfg, layer: int, seed: int, progress: str | None = "SAE", look=None) -> tuple[SAE, list[float]]:
+def train(x: torch.Tensor | Iterator[torch.Tensor], cfg, layer: int, seed: int, progress: str | None = "SAE", look=None, norm: float | None = None) -> tuple[SAE, list[float]]:
     """Fit a TopK SAE to activations; returns it, on the CPU, with its training FVU per step.
 
     x: all activations (tokens, width), from which batches are drawn, or an endless iterator of batches (activations.stream), on any
-    device; then mean and scale are those of the first of them. cfg: profile.SAE. look(step, now), if given, is called after each step; now() is the SAE as it stands. AuxK (Gao et al., 2024, section 2.4): latents that have
+    device; then mean and scale are those of the first of them. cfg: profile.SAE. look(step, now), if given, is called after each step; now() is the SAE as it stands. norm: the mean
+    norm that activations are scaled to while training, if not √width; the smaller, the faster b_enc moves beside the weights. AuxK (Gao et al., 2024, section 2.4): latents that have
     not fired for a while also learn to explain the residual, which keeps them alive. Decoder rows stay at norm 1. Under `accelerate launch` each
     process takes its share of a batch (of an iterator: gives its own batches, of cfg.batch divided by the processes), and gradients are averaged.
     """
@@ -159,7 +160,7 @@ def train(x: torch.Tensor | Iterator[torch.Tensor], cfg, layer: int, seed: int, 
         seen, feed = torch.cat(first), itertools.chain(first, x)
     width, device = seen.shape[1], seen.device
     mean = seen.mean(0)
-    scale = math.sqrt(width) / (seen - mean).norm(dim=-1).mean()  # train at unit scale, undo at the end
+    scale = (norm or math.sqrt(width)) / (seen - mean).norm(dim=-1).mean()  # train at unit scale, undo at the end
     variance = ((seen - mean) * scale).square().sum(-1).mean()
     for first_seen in (mean, scale, variance) if processes > 1 else ():
         torch.distributed.broadcast(first_seen, 0)
@@ -178,7 +179,7 @@ def train(x: torch.Tensor | Iterator[torch.Tensor], cfg, layer: int, seed: int, 
 
     for step in tqdm(range(cfg.steps), desc=progress, disable=progress is None, mininterval=2):
         left = (cfg.steps - step) / (0.2 * cfg.steps)
-        optimizer.param_groups[0]["lr"] = cfg.lr * min(1.0, left, (step + 1) / 50)
+        optimizer.param_groups[0]["lr"] = cfg.lr * min(1.0, left, (step + 1) / max(1, min(50, cfg.steps // 16)))
         batch = next(feed, None)
         if batch is None:
             raise ValueError(f"the stream of activations ended after {step} of {cfg.steps} steps: give one that goes round, or fewer steps")
@@ -187,9 +188,12 @@ def train(x: torch.Tensor | Iterator[torch.Tensor], cfg, layer: int, seed: int, 
         pre = torch.addmm(b_enc.to(half), shifted.to(half), W_enc.to(half).T)
         values, index = _top(pre, cfg.k)
         values = values.float().relu()
-        error = batch - b_dec - _weighted(W_dec, index, values)
+        with torch.enable_grad():
+            decoded = _weighted(W_dec, index, values.requires_grad_())
+        error = batch - b_dec - decoded.detach()
         per_token = -2 / (len(batch) * variance)  # of the loss: the squared error's mean over tokens, in units of the variance
-        grads = _gradients(shifted, W_dec, index, values, error * per_token)
+        by_value, = torch.autograd.grad(decoded, values, error * per_token)
+        grads = _gradients(shifted, index, values.detach(), by_value * (values > 0), error * per_token, cfg.latents)
         grads += [(error * per_token).sum(0) - grads[2] @ W_enc]
         fired = torch.zeros_like(idle).index_put_((index[values > 0],), torch.ones((), device=device))
         shown = _mean_of_all([fired, error.square().sum() / (len(batch) * variance)], processes)[1]
@@ -197,11 +201,16 @@ def train(x: torch.Tensor | Iterator[torch.Tensor], cfg, layer: int, seed: int, 
         idle = torch.where(fired > 0, 0.0, idle + processes * len(batch))
         dead = (idle > cfg.dead_after).nonzero().squeeze(-1)
         if len(dead):
-            aux, where = pre[:, dead].float().topk(min(cfg.aux_k, len(dead)), dim=-1)
-            aux, where = aux.relu(), dead[where]
-            missed = error - _weighted(W_dec, where, aux)
-            more = _gradients(shifted, W_dec, where, aux, missed * per_token / 32)
-            grads = [g + m for g, m in zip(grads, [*more, -more[2] @ W_enc])]
+            aux = pre[:, dead].float()
+            if len(dead) > cfg.aux_k:
+                largest, where = aux.topk(cfg.aux_k, dim=-1, sorted=False)
+                aux = torch.zeros_like(aux).scatter(1, where, largest)
+            aux, some = aux.relu().to(half), W_dec[dead].to(half)  # many of few latents are active: whole products cost less than sums over them
+            missed = (error - aux @ some).to(half) * (per_token / 32)
+            back = (missed @ some.T) * (aux > 0)
+            for grad, more in zip(grads, (back.T @ shifted.to(half), aux.T @ missed, back.sum(0))):
+                grad.index_add_(0, dead, more.float())
+            grads[3] -= back.sum(0).float() @ W_enc[dead]
         for parameter, grad in zip(parameters, _mean_of_all(grads, processes)):
             parameter.grad = grad
         W_dec.grad -= (W_dec.grad * W_dec).sum(-1, keepdim=True) * W_dec  # keep decoder rows on the unit sphere
@@ -218,8 +227,9 @@ def _half(device: torch.device) -> torch.dtype:
     return best_dtype("cuda") if device.type == "cuda" else torch.bfloat16 if bf16_is_faster() else torch.float32
 
 
-def _top(pre: torch.Tensor, k: int, groups: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+def _top(pre: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """As pre.topk(k), in no order. The k largest lie in the k groups of columns with the largest maxima; on a CPU two short searches beat a long one."""
+    groups = 2 ** round(math.log2(k * pre.shape[1]) / 2)  # both searches as short as can be
     width = pre.shape[1] // groups
     if pre.is_cuda or k > groups or pre.shape[1] % groups:
         return pre.topk(k, dim=-1, sorted=False)
@@ -234,19 +244,14 @@ def _weighted(rows: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, st
     return torch.nn.functional.embedding_bag(index, rows, starts, per_sample_weights=weights, mode="sum")
 
 
-def _gradients(x: torch.Tensor, W_dec: torch.Tensor, index: torch.Tensor, values: torch.Tensor, grad: torch.Tensor) -> list[torch.Tensor]:
-    """Gradients of W_enc (latents, width), W_dec and b_enc from that of the reconstruction, grad (tokens, width), through the active latents
-    alone: index and values (tokens, k). x (tokens, width): what is encoded. A hundredth of the work of going through all of them."""
-    with torch.enable_grad():
-        leaf = values.clone().requires_grad_()
-        by_value, = torch.autograd.grad(_weighted(W_dec, index, leaf), leaf, grad)
-    by_value = by_value * (values > 0)
+def _gradients(x: torch.Tensor, index: torch.Tensor, values: torch.Tensor, by_value: torch.Tensor, grad: torch.Tensor, latents: int) -> list[torch.Tensor]:
+    """Gradients of W_enc (latents, width), W_dec and b_enc from those of the active latents' values, by_value, and of the reconstruction, grad
+    (tokens, width): sums over the active latents alone, index and values (tokens, k). x (tokens, width): what is encoded. A hundredth of the work of going through all of them."""
     order = index.flatten().argsort()  # active latents, latent by latent
-    count = torch.bincount(index.flatten(), minlength=len(W_dec))
+    count = torch.bincount(index.flatten(), minlength=latents)
     token, starts = order // index.shape[1], count.cumsum(0) - count
-    pick = by_value.flatten()[order]
-    enc, dec = (_weighted(rows, token, weights, starts) for rows, weights in ((x, pick), (grad, values.flatten()[order])))
-    return [enc, dec, torch.zeros_like(W_dec[:, 0]).index_add_(0, index.flatten(), by_value.flatten())]
+    enc, dec = (_weighted(rows, token, weights.flatten()[order], starts) for rows, weights in ((x, by_value), (grad, values)))
+    return [enc, dec, torch.zeros_like(enc[:, 0]).index_add_(0, index.flatten(), by_value.flatten())]
 
 
 def _mean_of_all(tensors: list[torch.Tensor], processes: int) -> list[torch.Tensor]:
