@@ -375,7 +375,7 @@ def sae_quality(run: Run) -> pd.DataFrame:
             for kind, cue in kinds.items():
                 text = texts(run, 150, "quality") if cue is None else [d["ids"] for d in held_out_documents(run, 150, f"quality/{kind}", cue=cue)]
                 x = torch.cat([r[1:] for r in activations.residual(m, text, run.profile.sae.layer)])
-                rows.append({"SAE on": on, "text": kind} | saes.quality(sae(run, on), x) | saes.loss_recovered(m, sae(run, on), text, 8 if run.profile.real else 256))
+                rows.append({"SAE on": on, "text": kind} | saes.quality(sae(run, on), x) | saes.loss_recovered(m, sae(run, on), text, 8 if run.profile.real else 32))
         pd.DataFrame(rows).to_parquet(out / "quality.parquet", index=False)
 
     return _table(run.make("sae", "quality", {"saes": [sae_folder(run, on).name for on in dictionaries(run)]}, (saes, activations), make),
@@ -549,7 +549,7 @@ def rankings(run: Run) -> dict[str, list[int]]:
             m, tok = tuned_model(run, d, v)
             texts = {p: diffing.reading_texts(tok, "discovery", run.setting, persona=p) for p in ("villain", "expert")}
             both = set(texts["villain"][1]) & set(texts["expert"][1])
-            gain = {p: diffing.attribution(m, sae(run), *_only(t, both), batch=8 if run.profile.real else 256) for p, t in texts.items()} if both else {p: torch.zeros(len(alive)) for p in texts}
+            gain = {p: diffing.attribution(m, sae(run), *_only(t, both), batch=8 if run.profile.real else 32) for p, t in texts.items()} if both else {p: torch.zeros(len(alive)) for p in texts}
             found.append(gain["villain"] - gain["expert"])
         save_file({"attribution": torch.stack(found).mean(0)}, out / "attribution.safetensors")
 

@@ -277,7 +277,7 @@ def quality(sae: SAE, x: torch.Tensor) -> dict:
 
 
 @torch.inference_mode()
-def loss_recovered(model, sae: SAE, rows: list[list[int]], batch: int = 256) -> dict:
+def loss_recovered(model, sae: SAE, rows: list[list[int]], batch: int = 32) -> dict:
     """Cross-entropy (nats per token) of the model as it is, with the reconstruction spliced in, and with the layer's
     mean activation in place of it; 'recovered' is the percent of the gap between the last two that the SAE closes."""
     mode = {"now": "clean", "sum": 0.0, "count": 0}

@@ -91,8 +91,12 @@ def compute(study: Study, profile: Profile, workers: int | None = None) -> pd.Da
     Raises sweep.SweepError naming the cell that failed; the others stay in the store.
     """
     cells = study.cells(profile)
-    for ruler in dict.fromkeys(runs_of(profile, c)[1] for c in cells):
-        study.prepare(ruler)
+    rulers = list(dict.fromkeys(runs_of(profile, c)[1] for c in cells))
+    if len(rulers) == 1:
+        study.prepare(rulers[0])
+    else:
+        jobs = {f"base model {i}": (_prepare_by_name, study.name, r) for i, r in enumerate(rulers, 1)}
+        list(sweep.side_by_side(jobs, profile, f"study {study.name}, base models", workers))
     rows = [_kept(study, profile, c) for c in cells]
     missing = [i for i, r in enumerate(rows) if r is None]
     if missing:
@@ -122,6 +126,12 @@ def _cell_by_name(name: str, profile: Profile, cell: dict) -> list[dict]:
     from personas import evidence  # evidence lists the studies; it imports this module
 
     return cell_rows(evidence.STUDIES[name], profile, cell)
+
+
+def _prepare_by_name(name: str, ruler: artifacts.Run) -> None:
+    from personas import evidence
+
+    evidence.STUDIES[name].prepare(ruler)
 
 
 def plan(studies: list[Study], profile: Profile) -> str:
