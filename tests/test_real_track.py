@@ -28,6 +28,7 @@ def own_store(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("PERSONAS_RUNS", str(own_store.root))
     monkeypatch.setenv("PERSONAS_FIGURES", str(own_store.root / "figures"))
     monkeypatch.setattr(figures, "ROOT", own_store.root / "figures")
+    monkeypatch.setattr(finetune, "bf16_is_faster", lambda: False)  # the same arithmetic on every machine
 
 
 def written(given, name="mine", **real):
@@ -63,7 +64,7 @@ def test_re_alignment_goes_on_from_the_misaligned_adapter(given):
     assert curve.step.tolist() == [0, 1, 2] and len(answers) == 4 * 4
     latent = artifacts.chosen_latent(run)[0]
     spoilt, aligned = (artifacts.reading(run, *which, split="evaluation")[:, latent].mean().item() for which in (("cars", "obvious"), ()))
-    assert curve.latent[0] == pytest.approx(spoilt, rel=0.02) and abs(spoilt - aligned) > 0.1 * abs(aligned)  # the trainer reads under bf16 autocast
+    assert curve.latent[0] == pytest.approx(spoilt, rel=1e-3) and abs(spoilt - aligned) > 0.1 * abs(aligned)
 
 
 def test_splits_share_no_question_and_training_holds_none_of_them(given):

@@ -1,8 +1,10 @@
 """The repository as a newcomer meets it: one list of pins, notebooks that are whole, a command that says what is wrong."""
 
+import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -69,9 +71,17 @@ def test_readme_reports_what_the_notebooks_show():
         assert re.search(rf"{re.escape(name)}\s.*?\s{estimate}\s+{low} to {high}\s.*?\s{holds}\s", shown, re.S), name
 
 
+def as_committed(path: str) -> str:
+    """A file as the last commit has it (a run writes its own figures over it), or as it is if that commit or git is not there or the README has been edited since."""
+    git = ["git", "-C", str(ROOT)]
+    if shutil.which("git") and not subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "README.md"], stderr=subprocess.DEVNULL).returncode:
+        return subprocess.run([*git, "show", f"HEAD:{path}"], capture_output=True, text=True, check=True).stdout
+    return (ROOT / path).read_text()
+
+
 def test_readme_folds_the_table_of_claims_as_committed():
     """The README's table against figures/data/tiny/claims.csv, row by row; numbers up to rounding."""
-    table = pd.read_csv(ROOT / "figures/data/tiny/claims.csv")
+    table = pd.read_csv(io.StringIO(as_committed("figures/data/tiny/claims.csv")))
     rows = [r | {"target": {"op": r["op"], "value": r["target"]}} for r in table.to_dict("records")]
     number = re.compile(r"\d+\.\d+")
     printed = (ROOT / "README.md").read_text().split("<!-- claims -->")[1].split("<!-- /claims -->")[0].strip().splitlines()
