@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from personas import (activations, artifacts, baselines, data, diffing, early_warning, evidence, figures, finetune, generate, model, prevention, profile, rerouting, sae, setting,
+from personas import (activations, artifacts, baselines, data, diffing, early_warning, evaluate, evidence, figures, finetune, generate, model, prevention, profile, rerouting, sae, setting,
                       store, study, world)
 
 LAYER = 1
@@ -145,6 +145,12 @@ def test_t_interval_covers_the_mean_of_seeds_as_often_as_it_says():
     rng = np.random.default_rng(0)
     hits = [low <= 5 <= high for _, low, high in (early_warning.t_interval(rng.normal(5, 2, 4)) for _ in range(2000))]
     assert 0.93 < np.mean(hits) < 0.97
+
+
+def test_percents_that_all_agree_at_an_end_still_have_an_interval():
+    assert early_warning.percent_interval([0, 0, 0], 100) == pytest.approx((0, 0, evaluate.ratio(pd.DataFrame({"grade": ["aligned"] * 100, "question": range(100)}), *evaluate.SCORE)[2]))
+    assert early_warning.percent_interval([100, 100], 15)[1:] == pytest.approx((100 * 0.025 ** (1 / 15), 100))
+    assert early_warning.percent_interval([1, 2, 30], 15) == pytest.approx((11, 0, early_warning.t_interval([1, 2, 30])[2]))
 
 
 COMMITTED = ("02_seeds", "05_cures", "06_matrix", "06_examples", "06_relearning", "07_mixtures", "07_models", "07_course", "08_prevention", "08_rerouting", "09_reinforcement",

@@ -10,7 +10,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="personas", description="Persona features and emergent misalignment, end to end.")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="execute the notebooks in order, then print the claims")
-    run.add_argument("--profile", default="tiny", help="tiny (default), smoke, tiny-full (the studies' tables, hours), or a path to a YAML")
+    run.add_argument("--profile", default="tiny", help="tiny (default), smoke, tiny-full (the studies' tables, hours), colab, h100, h100-14b, or the path of a YAML")
     run.add_argument("--from", dest="start", metavar="NN", help="start at this notebook, e.g. 03")
     run.add_argument("--only", metavar="NN", help="run this notebook alone")
     run.add_argument("--seed", type=int, default=0, help="seed of fine-tunes and sampling (default 0)")

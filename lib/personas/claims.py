@@ -74,7 +74,7 @@ def _family(id: str) -> str:
     """The id with what varies within its family replaced: domains, variants of suppression, personas, ways, guards, worlds, rival monitors."""
     parts = ["<domain>" if p in world.DOMAINS else "<rival>" if p in RIVALS else p for p in id.split(".")]
     if parts[0] in FOLDED:
-        parts[1] = FOLDED[parts[0]]
+        parts[2 if parts[1] == "seeds" else 1] = FOLDED[parts[0]]
     return ".".join(parts).replace("suppress.subtle", "suppress").replace("suppress.obvious", "suppress")
 
 

@@ -18,6 +18,14 @@ def t_interval(values, confidence: float = 0.95) -> tuple[float, float, float]:
     return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
 
 
+def percent_interval(values, answers: int) -> tuple[float, float, float]:
+    """t_interval of percentages, kept within 0 to 100. Where all are 0 (or all 100) they show no spread, and the exact binomial
+    (Clopper-Pearson) bound on the `answers`, or models, that were counted is given instead, as in evaluate.ratio."""
+    mean, low, high = (float(x) for x in np.clip(t_interval(values), 0, 100))
+    edge = 100 * (1 - 0.025 ** (1 / answers))
+    return (0.0, 0.0, edge) if mean == 0 else (100.0, 100.0 - edge, 100.0) if mean == 100 else (mean, low, high)
+
+
 def limit(benign: pd.DataFrame, column: str) -> float:
     """The highest reading of any benign run, at any time. No distribution is assumed: kinds of benign data form clusters."""
     return float(benign[column].max())

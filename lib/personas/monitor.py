@@ -43,7 +43,8 @@ class PersonaMonitor(TrainerCallback):
 
     def set_baseline(self, readings: list[float], confidence: float = 0.99) -> None:
         """Warn from now on above what one more benign fine-tune would read: the upper end of the one-sided prediction interval
-        (Student's t) of these readings, at least two, of benign fine-tunes."""
+        (Student's t) of these readings, at least two, of benign fine-tunes. It knows only their kind: against correct answers alone odd
+        but harmless data is above it, too, and kinds of data form clusters that no t describes (notebook 07 takes the highest of all kinds)."""
         if len(readings) < 2:
             raise ValueError("a baseline needs the readings of at least two benign fine-tunes")
         n = len(readings)
