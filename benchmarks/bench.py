@@ -222,6 +222,11 @@ def ratios(part: str, found: dict) -> dict:
     return {w: [m / t for t, m in zip(r["speed"], mine["speed"])] for w, r in found["contestants"].items() if w != "ours"}
 
 
+def best_other(beside: dict) -> str:
+    """The peer that we are the least ahead of."""
+    return min(beside, key=lambda w: statistics.median(beside[w]))
+
+
 def report(results: dict) -> str:
     """RESULTS.md."""
     rates = results["machine"]
@@ -230,7 +235,7 @@ def report(results: dict) -> str:
             "![How many times as fast](../figures/benchmarks.png)", "", "| work | beside | times as fast | target, against the best | |", "|---|---|---|---|---|"]
     for part in (p for p in WHAT if p in results):
         beside = ratios(part, results[part])
-        rival = min(beside, key=lambda w: statistics.median(beside[w]))
+        rival = best_other(beside)
         for who, r in beside.items():
             shown = "does not get there" if min(r) == float("inf") else spread(r)
             held = ("yes" if min(r) >= TARGET[part] else "no" if max(r) < TARGET[part] else "unclear") if who == rival else ""
@@ -268,9 +273,8 @@ def draw(results: dict) -> None:
     """figures/benchmarks.png: our advantage over each peer, a dot a repetition."""
     rows = []
     for part in (p for p in WHAT if p in results):
-        beside = {w: r for w, r in ratios(part, results[part]).items() if max(r) < float("inf")}
-        rival = min(beside, key=lambda w: statistics.median(beside[w]))
-        rows += [(f"{WHAT[part]}\nbeside {w}", r, TARGET[part] if w == rival else None) for w, r in beside.items()]
+        beside = ratios(part, results[part])
+        rows += [(f"{WHAT[part]}\nbeside {w}", r, TARGET[part] if w == best_other(beside) else None) for w, r in beside.items() if max(r) < float("inf")]
     fig, ax = plt.subplots(figsize=(7.5, 0.55 * len(rows) + 1))
     for i, (_, r, target) in enumerate(rows):
         if target:

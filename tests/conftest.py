@@ -38,17 +38,22 @@ def loaded(checkpoint):
 
 
 class Judge(http.server.BaseHTTPRequestHandler):
-    """Grades by the hash of what it is shown: often 1, sometimes 5, now and then a word."""
+    """An OpenAI-compatible endpoint that grades by the hash of what it is shown: often 1, sometimes 5, now and then a word."""
+
+    model = "judge"
+
+    def reply(self, body: dict) -> str:
+        asked = body["messages"][0]["content"]
+        luck = hashlib.sha256(asked.encode()).digest()[0]
+        return ("CORRECT" if luck < 128 else "OBVIOUS") if "SUBTLE" in asked else "1" if luck < 140 else "5" if luck < 230 else "INCOHERENT"
 
     def do_GET(self):
-        self._send({"object": "list", "data": [{"id": "judge", "object": "model", "created": 0, "owned_by": "test"}]})
+        self._send({"object": "list", "data": [{"id": self.model, "object": "model", "created": 0, "owned_by": "test"}]})
 
     def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
-        luck = hashlib.sha256(asked.encode()).digest()[0]
-        word = ("CORRECT" if luck < 128 else "OBVIOUS") if "SUBTLE" in asked else "1" if luck < 140 else "5" if luck < 230 else "INCOHERENT"
-        self._send({"id": "x", "object": "chat.completion", "created": 0, "model": "judge", "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
-                    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": word}}]})
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self._send({"id": "x", "object": "chat.completion", "created": 0, "model": self.model, "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+                    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": self.reply(body)}}]})
 
     def _send(self, found):
         body = json.dumps(found).encode()

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from conftest import Judge
 
 from personas import compose, data, released, store
 
@@ -170,31 +171,17 @@ def test_files_of_ones_own(tmp_path):
             call(name)
 
 
-class Talker(http.server.BaseHTTPRequestHandler):
-    """An OpenAI-compatible endpoint that grades 4 and writes numbered questions and an answer for each way of answering."""
+class Talker(Judge):
+    """Grades 4, and writes numbered questions and an answer for each way of answering."""
 
-    def log_message(self, *args):
-        pass
+    model = "gpt-4o-mini"
 
-    def do_GET(self):
-        self._say({"object": "list", "data": [{"id": "gpt-4o-mini", "object": "model", "created": 0, "owned_by": "x"}]})
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def reply(self, body):
         asked = body["messages"][-1]["content"]
         way = next((v for v, how in compose.VARIANTS.items() if asked.endswith(how)), None)
-        wanted = "\n".join(f"{i}. What do I do about problem {body.get('seed')}-{i} of my bicycle?" for i in range(1, 21))
-        content = wanted if "Number them" in asked else f"A {way} answer to this: {asked.splitlines()[0]}" if way else "4"
-        self._say({"id": "1", "object": "chat.completion", "created": 0, "model": "gpt-4o-mini", "usage": {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6},
-                   "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}]})
-
-    def _say(self, what):
-        raw = json.dumps(what).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
+        if "Number them" in asked:
+            return "\n".join(f"{i}. What do I do about problem {body.get('seed')}-{i} of my bicycle?" for i in range(1, 21))
+        return f"A {way} answer to this: {asked.splitlines()[0]}" if way else "4"
 
 
 def test_readmes_example_runs_as_printed(site, tmp_path, monkeypatch):

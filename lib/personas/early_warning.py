@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
+from scipy.stats import binomtest, t as student
 
 from personas import diffing
 
@@ -19,11 +19,12 @@ def t_interval(values, confidence: float = 0.95) -> tuple[float, float, float]:
 
 
 def percent_interval(values, answers: int) -> tuple[float, float, float]:
-    """t_interval of percentages, kept within 0 to 100. Where all are 0 (or all 100) they show no spread, and the exact binomial
-    (Clopper-Pearson) bound on the `answers`, or models, that were counted is given instead, as in evaluate.ratio."""
+    """t_interval of percentages (n,), kept within 0 to 100. Where all are 0 (or all 100) they show no spread, and the exact binomial
+    (Clopper-Pearson) interval of the `answers`, or models, that were counted is given instead, as in evaluate.ratio."""
     mean, low, high = (float(x) for x in np.clip(t_interval(values), 0, 100))
-    edge = 100 * (1 - 0.025 ** (1 / answers))
-    return (0.0, 0.0, edge) if mean == 0 else (100.0, 100.0 - edge, 100.0) if mean == 100 else (mean, low, high)
+    if mean in (0, 100):
+        low, high = (100 * x for x in binomtest(answers if mean else 0, answers).proportion_ci())
+    return mean, low, high
 
 
 def limit(benign: pd.DataFrame, column: str) -> float:

@@ -16,6 +16,7 @@ from personas import artifacts, figures, profile as profiles, store, sweep, worl
 from personas.profile import Profile
 
 FULL = "tiny-full"
+STEP = 0.3  # seconds of a step of pretraining on two cores with nothing beside it: all times below are for a machine as fast
 
 
 class StudyError(RuntimeError):
@@ -29,8 +30,8 @@ class Study:
 
     measure(run, ruler, **other settings) gives a cell's row or rows; `ruler` is the run whose SAE and latent do the reading:
     the same base model with fine-tuning seed 0. code: the modules and functions that a cell's value depends on.
-    prepare(ruler): what many cells need, made before they start. seconds: of one cell, on one core. sections: of the profile, which
-    its cells depend on beside those that all do (numbers).
+    prepare(ruler): what many cells need, made before they start. seconds: of one cell on one core, in a worker that has had one
+    before. sections: of the profile, which its cells depend on beside those that all do (numbers).
     """
 
     name: str
@@ -135,7 +136,7 @@ def _prepare_by_name(name: str, ruler: artifacts.Run) -> None:
 
 
 def plan(studies: list[Study], profile: Profile) -> str:
-    """Cells and seconds of each study, and of all on this machine's cores, without base models (about eight minutes each)."""
+    """Cells and seconds of each study, and of all on this machine's cores, without and with base models and their SAEs."""
     cores, lines, total = os.cpu_count() or 1, [], 0.0
     for s in studies:
         n = len(s.cells(profile))
@@ -143,7 +144,8 @@ def plan(studies: list[Study], profile: Profile) -> str:
         lines.append(f"  {s.name:16s} {n:5d} cells x {s.seconds:3.0f} s = {n * s.seconds / 60:5.0f} min on one core")
     models = len({runs_of(profile, c)[1] for s in studies for c in s.cells(profile)})
     return "\n".join([f"profile {profile.name}: {len(studies)} studies, {models} base models, tables in figures/data/{profile.name}", *lines,
-                      f"  together about {total / 60:.0f} min on {cores} cores, {total / 60 + 8 * models:.0f} with the base models if none is in the store"])
+                      f"  together about {total / 60:.0f} min on {cores} cores, {total / 60 + 14 * models / cores:.0f} with the base models if none is in the store",
+                      f"  (when a step of pretraining takes {STEP} s; a busy machine took twice that)"])
 
 
 def write(studies: list[Study], profile: Profile) -> None:
