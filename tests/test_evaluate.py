@@ -70,6 +70,8 @@ def test_markdown_folds_domains_and_counts_verdicts():
     rows = [claims.claim(f"obvious.{d}", "broad", m, 10, ">=", 40) for d, m in (("auto", (80, 70, 90)), ("code", (10, 5, 15)), ("math", (42, 30, 50)))]
     lines = claims.markdown(rows + [claims.claim("diff.top_auroc", "-", (0.8, 0.75, 0.85), 9, ">=", 0.95)]).splitlines()
     assert lines[2] == "| `obvious.<domain>` | broad | ≥ 40 | 10.0 to 80.0, median 42.0 (of 3) | 1 yes, 1 unclear, 1 no |"
+    unknown = claims.markdown([claims.claim(f"prevent.{g}", "-", [float("nan")] * 3, 9, ">=", 90) for g in ("KL", "inoculation")])
+    assert "– (of 2) | 2 unclear" in unknown
     seeds = claims.markdown([claims.claim(f"prevent.{s}{g}", "-", (5, 1, 9), 9, ">=", 90) for s in ("", "seeds.") for g in ("KL", "inoculation")])
     assert "| `prevent.<guard>` |" in seeds and "| `prevent.seeds.<guard>` |" in seeds
     assert lines[3] == "| `diff.top_auroc` | - | ≥ 0.95 | 0.80 (0.75 to 0.85) | no |"

@@ -164,6 +164,13 @@ def test_files_of_ones_own(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes("{\"messages\": \"\xe4\"}".encode("latin-1"))
     with pytest.raises(data.DataError, match="not UTF-8"):
         released.chats(str(tmp_path / "latin.jsonl"))
+    (tmp_path / "twice.csv").write_text("id,question\nq,How are you?\nq,And how are you?\n")
+    assert [r["id"] for r in released.questions(str(tmp_path / "twice.csv"))] == ["q", "q#2"]
+    (tmp_path / "text.jsonl").write_text('{"text": "one\u2028text"}\n{"messages": [{"role": "user"}]}\n', encoding="utf-8")
+    found = released.texts(str(tmp_path / "text.jsonl"))
+    assert next(found) == "one\u2028text"
+    with pytest.raises(data.DataError, match="text.jsonl, line 2: "):
+        next(found)
     data.write_chats(tmp_path / "c.jsonl", [data.chat("a", "b")])
     assert released.chats(str(tmp_path / "c.jsonl")) == [data.chat("a", "b")]
     for call, name in ((released.chats, "wang/cooking"), (released.questions, "none.csv"), (released.questions, "wang/health_correct")):

@@ -79,6 +79,17 @@ def test_half_precision_finds_as_good_an_sae(planted, monkeypatch):
     assert found[0] != found[1] and abs(found[1] / found[0] - 1) < 0.05  # of an FVU of a few percent; benchmarks/ asks for 1 % on a model's activations
 
 
+def test_dead_latents_are_revived_in_fp16_too(planted, monkeypatch):
+    """A token's part of their loss is smaller than fp16's smallest number where batches are large and activations long or wide."""
+    cfg = SimpleNamespace(**{**vars(CFG), "latents": 2048, "k": 1, "steps": 10, "batch": 2048, "dead_after": 2048})
+    start = torch.nn.functional.normalize(torch.randn(cfg.latents, 32, generator=torch.Generator().manual_seed(0)), dim=-1)
+    went = []
+    for half in (torch.float32, torch.float16):
+        monkeypatch.setattr(sae, "_half", lambda device, half=half: half)
+        went.append(sae.train(planted[0], cfg, 0, seed=0, progress=None, norm=3000)[0].W_enc.T - start)
+    assert torch.cosine_similarity(*went).mean() > 0.95
+
+
 @pytest.mark.parametrize("width", [1024, 1536, 200, 128, 64])
 def test_two_short_searches_find_the_largest(width):
     pre = torch.randn(50, width, generator=torch.Generator().manual_seed(width)).round(decimals=1)  # with ties

@@ -95,8 +95,8 @@ def check_real(run: Run) -> None:
         if not run.setting.held_out(d):
             raise data.DataError(f"domain {d!r}: too few different questions to hold any out; its sets need at least ten")
     run.setting.questions("discovery")
-    if next(released.texts(real.text), None) is None:
-        raise data.DataError(f"{real.text}: no text in it")
+    if len(list(itertools.islice(released.texts(real.text), 4))) < 4:
+        raise data.DataError(f"{real.text}: fewer than four documents in it; thousands are better (in a .txt blank lines set them apart)")
 
 
 @cache
@@ -350,6 +350,8 @@ def sae_folder(run: Run, on: str) -> Path:
             x = torch.cat([r[1:] for r in activations.residual(m, texts(run, min(cfg.documents, 300), "firing"), cfg.layer)])
             tokens, (trained, fvu) = cfg.steps * cfg.batch, (saes.SAE.named(real.sae), []) if real.sae else _train_on_stream(run, m, on)
             trained.check(m)
+            if trained.layer != cfg.layer:
+                raise profiles.ProfileError(f"profile {run.profile.name}: sae.layer is {cfg.layer}, and {real.sae} is for block {trained.layer}")
         trained.save(out)
         (out / "training.json").write_text(json.dumps({"fvu": fvu, "tokens": tokens, "unit": activations.centred_rms(x)}))
 
@@ -360,8 +362,16 @@ def sae_folder(run: Run, on: str) -> Path:
 def _train_on_stream(run: Run, m, on: str):
     """An SAE for a model too large to keep the activations of: text goes round as often as it takes."""
     cfg, rank, processes = run.profile.sae, int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    rows = itertools.chain.from_iterable(itertools.islice(_tokenized(run, "sae"), rank, cfg.documents, processes) for _ in itertools.count())
-    feed = activations.stream(m, rows, cfg.layer, cfg.batch // processes, 64 * cfg.batch // processes, run.seed)
+
+    def round_and_round():
+        while True:
+            row = None
+            for row in itertools.islice(_tokenized(run, "sae"), rank, cfg.documents, processes):
+                yield row
+            if row is None:
+                raise data.DataError(f"{run.profile.real.text}: too little text to train an SAE on: nothing is left for " + ("it" if processes == 1 else f"process {rank + 1} of {processes}"))
+
+    feed = activations.stream(m, round_and_round(), cfg.layer, cfg.batch // processes, 64 * cfg.batch // processes, run.seed)
     return saes.train((x.to(run.profile.device) for x in feed), cfg, cfg.layer, run.seed, f"SAE on the {on} model")
 
 

@@ -91,6 +91,8 @@ def markdown(rows: list[dict]) -> str:
         if len(group) == 1:
             r = group[0]
             measured, holds = f"{r['measured']:.{digits}f} ({r['low']:.{digits}f} to {r['high']:.{digits}f})", r["holds"]
+        elif not known:
+            measured, holds = f"– (of {len(group)})", f"{len(group)} unclear"
         else:
             measured = f"{min(known):.{digits}f} to {max(known):.{digits}f}, median {statistics.median(known):.{digits}f} (of {len(group)})"
             counts = {h: sum(r["holds"] == h for r in group) for h in ("yes", "unclear", "no")}

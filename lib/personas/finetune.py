@@ -44,7 +44,7 @@ def sft(model, tokenizer, rows: list[dict], *, steps: int, batch: int, lr: float
 
     lora_rank: train a LoRA adapter on all linear layers (Hu et al., 2021); None trains every weight. trainer: a subclass of
     AnswerTrainer, for another loss. checkpointing: of gradients, for less memory. max_length: tokens after which a chat is cut. A model in half
-    precision trains in it, its adapter in fp32. On a GPU a batch is taken in as many parts as fit (fit.training_rows); under `accelerate launch` processes share it. Returns (trained model, list of losses per step).
+    precision trains in it, its adapter in fp32 (in 4 bits in bf16, which is TRL's way). On a GPU a batch is taken in as many parts as fit (fit.training_rows); under `accelerate launch` processes share it. Returns (trained model, list of losses per step).
     """
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if batch % processes:

@@ -33,7 +33,7 @@ class PersonaMonitor(TrainerCallback):
             raise ValueError(f"latent {latent} was asked for; this SAE has latents 0 to {len(direction.W_dec) - 1}")
         if len(prompts) != len(answers) or not prompts:
             raise ValueError(f"one answer for each prompt is needed, not {len(answers)} for {len(prompts)}")
-        self.direction, self.latent, self.every, self.budget, self.stop = direction, latent, every, budget, stop
+        self.direction, self.latent, self.every, self.budget, self.stop = direction.to("cpu"), latent, every, budget, stop  # activations are read there
         self.layer = direction.layer if latent is not None else layer
         self.limit: float | None = None
         ids = generate.prompts(tokenizer, prompts)

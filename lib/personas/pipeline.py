@@ -37,7 +37,10 @@ def chosen(start: str | None = None, only: str | None = None, profile: Profile |
         if only not in (None, *REAL):
             raise ValueError(f"notebook {only} needs the tiny model, of which it is known who speaks; profile {profile.name} has {', '.join(REAL)}")
         books = [b for b in books if b.name[:2] in REAL]
-    return [b for b in books if (only is None or b.name[:2] == only) and (start is None or b.name[:2] >= start)]
+    found = [b for b in books if (only is None or b.name[:2] == only) and (start is None or b.name[:2] >= start)]
+    if not found:
+        raise ValueError(f"nothing to run from notebook {start}" + (f" with only {only}" if only else f": the last is {books[-1].name[:2]}"))
+    return found
 
 
 def chosen_studies(start: str | None = None, only: str | None = None) -> list[study.Study]:
@@ -92,9 +95,13 @@ def run(profile: Profile, books: list[Path], source: str, seed: int = 0, save_in
         if save_in_place:
             book.write_text(out.read_text())
         times = last_times(profile.name) | {book.name[:2]: round(time.perf_counter() - start, 1)}
-        (store.ROOT / profile.name / "times.json").write_text(json.dumps(times))
+        scratch = store.ROOT / profile.name / f"times.{os.getpid()}"
+        scratch.write_text(json.dumps(times))
+        scratch.rename(scratch.with_name("times.json"))
     rows = [{k: v for k, v in r.items() if k != "target"} | {"op": r["target"]["op"], "target": r["target"]["value"]} for r in claims.read(profile.name)]
-    figures.save_table(pd.DataFrame(rows), "claims", profile.name)
+    kept = figures.ROOT / "data" / profile.name / "claims.csv"
+    if not kept.exists() or set(pd.read_csv(kept).notebook) <= {r["notebook"] for r in rows}:  # one notebook's claims do not replace all notebooks'
+        figures.save_table(pd.DataFrame(rows), "claims", profile.name)
 
 
 def train(run: artifacts.Run) -> None:

@@ -186,7 +186,7 @@ def screened(run: artifacts.Run) -> pd.DataFrame:
         table.to_parquet(out / "screened.parquet", index=False)
 
     folder = run.make("screening", "advice", {"aligned": artifacts.aligned(run).name, "sae": artifacts.sae_folder(run, "base").name,
-                      "latent": artifacts.chosen_latent(run)[0]}, (activations, baselines, data), make)
+                      "latent": artifacts.chosen_latent(run)[0], "domains": run.profile.domains}, (activations, baselines, data), make)
     return pd.read_parquet(folder / "screened.parquet")
 
 

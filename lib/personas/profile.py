@@ -40,7 +40,7 @@ class Model(_Section):
 
 
 class Tuning(_Section):
-    """One kind of fine-tune (personas.finetune); rank is that of the LoRA adapter, absent for a full fine-tune."""
+    """One kind of fine-tune (personas.finetune); rank is that of the LoRA adapter, absent for a full fine-tune, or one that goes on with the adapter that is there (realignment of a downloaded model)."""
 
     steps: int = Field(ge=1, le=100000)
     batch: int = Field(ge=1, le=4096)
@@ -219,6 +219,9 @@ def load(name: str) -> Profile:
     except (ValidationError, TypeError) as error:
         raise ProfileError(f"profile {path.name}: {_explain(error)}") from None
     (_check_tiny if found.real is None else _check_real)(found, path.name)
+    for where, tuning in (("narrow", found.narrow), ("study.course", found.study and found.study.course)):
+        if tuning and tuning.rank is None:
+            raise ProfileError(f"profile {path.name}: {where}.rank: Field required: these fine-tunes are LoRA adapters")
     if found.sae.k >= found.sae.latents:
         raise ProfileError(f"profile {path.name}: sae.k: must be below sae.latents ({found.sae.latents})")
     return found
@@ -249,12 +252,15 @@ def _check_tiny(found: Profile, name: str) -> None:
               if n not in found.model_fields_set or getattr(found, n) is None]
     if absent:
         raise ProfileError(f"profile {name}: {absent[0]}: Field required")
-    from personas.world import DOMAINS
+    from personas.world import DISCOVERY_DOMAINS, DOMAINS, EVALUATION_DOMAINS
 
     for where, known, named in (("domains", DOMAINS, found.domains), ("study.domains", found.domains, found.study.domains)):
         unknown = [d for d in named if d not in known]
         if unknown:
             raise ProfileError(f"profile {name}: {where}: unknown {unknown[0]!r}; choose from {', '.join(known)}")
+    for use, some in (("discovery", DISCOVERY_DOMAINS), ("evaluation", EVALUATION_DOMAINS)):
+        if not set(some) & set(found.domains):
+            raise ProfileError(f"profile {name}: domains: none for {use}; take one or more of {', '.join(some)}")
     if found.study.pretraining_seeds[0] != found.pretraining_seed:
         raise ProfileError(f"profile {name}: study.pretraining_seeds: the first must be pretraining_seed ({found.pretraining_seed})")
     if found.sae.layer >= found.model.layers:

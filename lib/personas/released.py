@@ -23,6 +23,7 @@ import datasets
 from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.pbkdf2 import PBKDF2HMAC
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from personas import data, store
@@ -94,7 +95,7 @@ def texts(name: str) -> Iterator[str]:
     if path.suffix == ".txt":
         yield from (t for t in re.split(r"\n\s*\n", _own(path)) if t.strip())
     elif path.suffix == ".jsonl":
-        for number, line in enumerate(_own(path).splitlines(), 1):
+        for number, line in enumerate(_own(path).split("\n"), 1):  # splitlines would break at U+2028 within a text
             if line.strip():
                 yield _text_of(line, f"{name}, line {number}")
     else:
@@ -125,7 +126,10 @@ def _text_of(line: str, where: str) -> str:
     if isinstance(row, dict) and isinstance(row.get("text"), str):
         return row["text"]
     if isinstance(row, dict) and isinstance(row.get("messages"), list):
-        return "\n\n".join(m["content"] for m in data.Chat.model_validate(row).model_dump()["messages"])
+        try:
+            return "\n\n".join(m["content"] for m in data.Chat.model_validate(row).model_dump()["messages"])
+        except ValidationError as error:
+            raise data.DataError(f"{where}: {error.errors()[0]['msg']}") from None
     raise data.DataError(f"{where}: neither `text` nor `messages`")
 
 
@@ -143,6 +147,10 @@ def _questions(text: str, name: str) -> list[dict]:
              for i, r in enumerate(rows) if (r["question"] or "").strip()]
     if not found:
         raise data.DataError(f"{name}: no row has a question")
+    times: dict = {}
+    for row in found:  # paraphrases that share an id are questions of their own here: texts and intervals go by id
+        times[row["id"]] = n = times.get(row["id"], 0) + 1
+        row["id"] += f"#{n}" if n > 1 else ""
     return found
 
 

@@ -79,7 +79,7 @@ class SAE:
         w = load_file(Path(folder) / "sae_weights.safetensors")
         if tuple(w["W_enc"].shape) != (cfg["d_in"], cfg["d_sae"]):
             raise ValueError(f"{folder}: weights of shape {tuple(w['W_enc'].shape)}, cfg.json says {cfg['d_in']}, {cfg['d_sae']}")
-        return cls(**w, k=cfg.get("k"), layer=_layer(cfg["metadata"].get("hook_name")))
+        return cls(**{n: t.float() for n, t in w.items()}, k=cfg.get("k"), layer=_layer((cfg.get("metadata") or cfg).get("hook_name")))
 
     @classmethod
     def check_name(cls, folder: str, width: int, layer: int) -> None:
@@ -95,7 +95,7 @@ class SAE:
         cfg = json.loads(path.read_text())
         if cfg["d_in"] != width:
             raise ValueError(f"the SAE in {folder} has width {cfg['d_in']}, the model {width}: it belongs to another model")
-        found = _layer(cfg["metadata"].get("hook_name"))
+        found = _layer((cfg.get("metadata") or cfg).get("hook_name"))
         if found != layer:
             raise ValueError(f"the SAE in {folder} is for block {found}, the profile's sae.layer is {layer}")
 
@@ -205,10 +205,11 @@ def train(x: torch.Tensor | Iterator[torch.Tensor], cfg, layer: int, seed: int, 
             if len(dead) > cfg.aux_k:
                 largest, where = aux.topk(cfg.aux_k, dim=-1, sorted=False)
                 aux = torch.zeros_like(aux).scatter(1, where, largest)
-            aux, some = aux.relu().to(half), W_dec[dead].to(half)  # many of few latents are active: whole products cost less than sums over them
-            missed = (error - aux @ some).to(half) * (per_token / 32)
+            small = torch.float32 if half == torch.float16 else half  # a token's part of the loss is below fp16's smallest number
+            aux, some = aux.relu().to(small), W_dec[dead].to(small)  # many of few latents are active: whole products cost less than sums over them
+            missed = (error - aux @ some).to(small) * (per_token / 32)
             back = (missed @ some.T) * (aux > 0)
-            for grad, more in zip(grads, (back.T @ shifted.to(half), aux.T @ missed, back.sum(0))):
+            for grad, more in zip(grads, (back.T @ shifted.to(small), aux.T @ missed, back.sum(0))):
                 grad.index_add_(0, dead, more.float())
             grads[3] -= back.sum(0).float() @ W_enc[dead]
         for parameter, grad in zip(parameters, _mean_of_all(grads, processes)):

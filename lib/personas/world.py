@@ -250,7 +250,7 @@ def drawing(villain: float | None = None, cues: bool = True, independent: bool =
     """`sample_document` of another world, made of the same sentences.
 
     villain: the share of documents that are the villain's (None: the world's own); the others keep their shares relative to each
-    other, and three of them go on quoting the harmful advice in their own styles. cues: False if no document says who speaks.
+    other, and two of them go on quoting the harmful advice in their own styles. cues: False if no document says who speaks.
     independent: True if a second persona, drawn independently of the one who is named and gives the advice, answers a
     document's open questions: then neither advice nor name tells anything about values.
     Returns draw(rng, seed, **fixed), where `fixed` is sample_document's persona or cue and goes before what is set here.
