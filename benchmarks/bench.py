@@ -265,7 +265,7 @@ def report(results: dict) -> str:
         then, today = sum(before[k] for k in rest), sum(now[k] for k in rest)
         text += ["", "## `make run`", "", "Two runs on different days, so only a comparison by yardstick: notebook 00 is nearly all pretraining, which no fast path touches.", "", "| seconds | " + " | ".join(before) + " | all |", "|---" * (len(before) + 2) + "|",
                  "| before | " + " | ".join(f"{v:.0f}" for v in before.values()) + f" | {sum(before.values()):.0f} |", "| now | " + " | ".join(f"{now[k]:.0f}" for k in before) + f" | {sum(now.values()):.0f} |", "",
-                 f"Notebook 00 took {day:.1f} times as long as before, the others together {today / then:.2f} times: {day * then / today:.1f} times as fast by that yardstick, and all of them {day * sum(before.values()) / sum(now.values()):.1f} times (target 1.5)." + ("" if len(before) == len(BEFORE) else f" Left out, since other work ran beside them: {', '.join(k for k in BEFORE if k not in before)}.")]
+                 f"Notebook 00 took {day:.1f} times as long as before, the others together {today / then:.2f} times: {day * then / today:.1f} times as fast by that yardstick, and all of them {day * sum(before.values()) / sum(now.values()):.1f} times (target 1.5)." + ("" if len(before) == len(BEFORE) else f" Left out, since no time is kept of them: {', '.join(k for k in BEFORE if k not in before)}.")]
     return "\n".join(text + ["", (HERE / "notes.md").read_text().strip(), ""])
 
 
