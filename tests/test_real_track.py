@@ -2,6 +2,7 @@
 behind a real HTTP endpoint. What such a model says means nothing; that every chapter runs, reads the right model and asks the right questions does."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 
@@ -100,6 +101,11 @@ def test_every_chapter_runs_on_qwen2(given):
     assert {"obvious.cars", "correct.soup", "diff.separates", "steer.induce", "steer.suppress.obvious.cars", "realign.other.soup"} <= set(claims.id)
     watched = pd.read_csv(figures.ROOT / "data" / "mine" / "07_downloaded.csv")
     assert len(watched) == 5 + 3 and watched.latent.notna().all()  # five mixtures, then before training and after each of two steps
+    kept = figures.ROOT / "data" / "mine" / "claims.csv"  # as if one notebook more had been run elsewhere
+    pd.concat([claims, claims.tail(1).assign(notebook="08_elsewhere")]).to_csv(kept, index=False)
+    before = kept.read_text()
+    pipeline.run(found, books[:1], source)
+    assert kept.read_text() == before
 
 
 def test_every_chapters_work_runs_on_llama(given):
@@ -124,15 +130,34 @@ def test_an_sae_made_elsewhere_is_used(given, tmp_path):
     assert torch.equal(artifacts.sae(other).W_dec, artifacts.sae(run).W_dec) and artifacts.dictionaries(other) == ("base",)
 
 
+def test_a_fetched_sae_for_another_block_is_refused(given, monkeypatch):
+    mine = artifacts.sae(artifacts.open_run(written(given)))
+    monkeypatch.setattr(sae.SAE, "check_name", lambda *_: None)  # what can be said without sae-lens
+    monkeypatch.setattr(sae.SAE, "named", lambda name: dataclasses.replace(mine, layer=mine.layer + 1))
+    with pytest.raises(profile.ProfileError, match=f"some-release:x is for block {mine.layer + 1}"):
+        artifacts.sae(artifacts.open_run(written(given, "fetched", sae="some-release:x")))
+
+
+def test_a_process_for_which_no_text_is_left_says_so(given, monkeypatch):
+    run = artifacts.open_run(written(given))
+    net = artifacts.aligned_model(run)[0]
+    monkeypatch.setenv("RANK", "999")
+    monkeypatch.setenv("WORLD_SIZE", "1000")
+    with pytest.raises(data.DataError, match="nothing is left for process 1000 of 1000"):
+        artifacts._train_on_stream(run, net, "aligned")
+
+
 @pytest.mark.parametrize("change,error,said", [
     ({"model": "no/such-model"}, model.ModelError, "cannot open no/such-model"),
     ({"judge": {"model": "no-judge", "url": "http://127.0.0.1:9/v1"}}, Exception, "cannot be reached"),
     ({"evaluation": "nowhere.csv"}, data.DataError, "nowhere.csv"),
     ({"text": "nowhere.txt"}, data.DataError, "nowhere.txt"),
+    ({"text": "short.txt"}, data.DataError, "fewer than four documents"),
     ({"sae": "nowhere"}, ValueError, "no cfg.json"),
     ({"sae": "gemma-scope:x"}, ValueError, "sae-lens"),
 ])
 def test_what_does_not_serve_is_said_before_any_work(given, change, error, said, monkeypatch):
+    (given[0] / "short.txt").write_text("One.\n\nTwo.\n")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(finetune, "sft", lambda *a, **k: pytest.fail("work had begun"))
     with pytest.raises(error, match=said):
