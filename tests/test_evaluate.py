@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from personas import claims, evaluate, model, profile, setting, store, world
+from personas import claims, evaluate, figures, model, pipeline, profile, setting, store, world
 
 
 def table(per_question):
@@ -64,6 +64,24 @@ def test_recorded_claims_replace_only_their_own_notebook(tmp_path, monkeypatch):
     claims.record("p", "00", [claims.claim("c", "-", (1, 0, 2), 5, "<=", 3)])
     assert [r["id"] for r in claims.read("p")] == ["c", "b"]
     assert set(claims.read("p")[0]) == {"id", "notebook", "paper", "split", "measured", "low", "high", "n", "target", "holds"}
+
+
+def test_one_notebooks_claims_do_not_replace_all_notebooks(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "ROOT", tmp_path / "runs")
+    monkeypatch.setattr(figures, "ROOT", tmp_path / "figures")
+    kept, row = tmp_path / "figures" / "data" / "p" / "claims.csv", lambda x: [claims.claim("a.b", "-", (x, x, x), 9, ">=", 90)]
+    pipeline.keep_claims("p")
+    assert not kept.exists()  # notebook 01 makes no claims
+    for notebook in ("05_x", "06_y"):
+        claims.record("p", notebook, row(1))
+    pipeline.keep_claims("p")
+    claims.record("p", "05_x", row(2))
+    pipeline.keep_claims("p")
+    assert pd.read_csv(kept).measured.tolist() == [2, 1]
+    (tmp_path / "runs" / "p" / "summary.json").unlink()
+    claims.record("p", "05_x", row(3))
+    pipeline.keep_claims("p")
+    assert pd.read_csv(kept).measured.tolist() == [2, 1]
 
 
 def test_markdown_folds_domains_and_counts_verdicts():

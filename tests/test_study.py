@@ -125,6 +125,12 @@ def test_benign_personas_give_their_own_advice(kind):
         assert not {a for s in world.subjects_of("career") for a in [s.answers["obvious"]]} & set(ours)
 
 
+def test_a_guards_dose_is_the_safest_that_leaves_the_task():
+    rows = [("none", 0, 70, 80), ("a", 1, 69, 40), ("a", 2, 66, 20), ("a", 3, 40, 1), ("b", 1, 60, 30), ("b", 2, 50, 2), ("c", 1, 68, float("nan")), ("c", 2, 66, 50)]
+    points = pd.DataFrame(rows, columns=["guard", "dose", "learnt", "discovery"])
+    assert [evidence.chosen_dose(points, g).dose for g in "abc"] == [2, 1, 2]
+
+
 def test_half_of_a_domain_is_the_half_that_was_asked_for():
     first, second = (data.advice_chats("auto", "obvious", 60, 0, among=a) for a in (slice(0, 20), slice(20, 40)))
     answers = [{r["messages"][1]["content"] for r in rows} for rows in (first, second)]

@@ -7,12 +7,13 @@ import json
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import precision_recall_curve
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 
-from personas import (activations, artifacts, baselines, data, diffing, evaluate, finetune, generate, grader, model as models, prevention,
+from personas import (activations, artifacts, baselines, claims, data, diffing, evaluate, finetune, generate, grader, model as models, prevention,
                       rerouting, sae as saes, steering, world)
 from personas.profile import Profile
 from personas.study import Study
@@ -20,6 +21,7 @@ from personas.study import Study
 BENIGN = ("novice", "jester", "narrator")  # other people's advice: honest mistakes, absurdities, what not to do
 GUARDS = {"none": [0], "latent penalty": [30, 300, 3000, 30000], "KL": [0.1, 0.3, 1], "steering in training": [0.2, 0.3, 0.4, 0.5],
           "benign data": [0.1, 0.2, 0.4, 0.5], "benign data, chosen": [0.1, 0.2, 0.4], "inoculation": [0], "fewer steps": [3, 4, 6]}
+MARKS = 0.7  # AUROC from which on a latent is said to mark a persona
 BLOCKED = 3000  # weight of the penalty in the study of rerouting
 MEASURING = (evaluate, generate, grader, finetune, data, diffing, activations, saes, baselines)
 
@@ -96,7 +98,7 @@ def ranking(run: artifacts.Run, ruler: artifacts.Run) -> list[dict]:
     if ruler.setting.known:
         read = artifacts.uncued_answers(ruler, "auroc-evaluation")
         marks = pd.DataFrame({p: diffing.auroc(read.latents, read.persona == p) for p in world.PERSONAS})
-    best_of = lambda i: marks.loc[i].idxmax() if marks.loc[i].max() >= 0.7 else "none"
+    best_of = lambda i: marks.loc[i].idxmax() if marks.loc[i].max() >= MARKS else "none"
     rows = []
     for name, latents in artifacts.rankings(ruler).items():
         for place, i in enumerate(latents, 1):
@@ -146,6 +148,32 @@ def _realigned(run, ruler, pair, domain: str, rows: list[dict], looks) -> list[d
     return [r | {"examples": r["step"] * cfg.batch} for r in watch.rows]
 
 
+def rising_latents(run: artifacts.Run, most: int = 10) -> pd.DataFrame:
+    """The `most` latents that rise most in discovery domains' incorrect fine-tunes, and the `most` that fall most (Wang et al., 2025, section 3).
+
+    Columns: latent; rise (mean activation after minus before) with the 95 % interval low, high over questions; marks best: the persona whose answers it
+    marks with the highest AUROC, 'nobody' below MARKS, 'nobody knows' for a downloaded model; AUROC (nan there).
+    """
+    rise, known = artifacts.discovery_rise(run), run.setting.known
+    order = rise.argsort(descending=True).tolist()
+    by_question = torch.stack([artifacts.rise(run, d, v) for d, v in artifacts.discovery_fine_tunes(run)]).mean(0).numpy()
+    auroc, rows = artifacts.persona_auroc(run) if known else None, []
+    for i in order[:most] + order[-most:]:
+        low, high = claims.bootstrap(by_question[:, i], np.mean, 1000)[1:]
+        value = auroc.loc[i].max() if known else float("nan")
+        rows.append({"latent": i, "rise": rise[i].item(), "low": low, "high": high,
+                     "marks best": "nobody knows" if not known else auroc.loc[i].idxmax() if value >= MARKS else "nobody", "AUROC": value})
+    return pd.DataFrame(rows)
+
+
+def chosen_dose(points: pd.DataFrame, guard: str) -> pd.Series:
+    """The row of `points` (guard, dose, learnt and discovery in percent) at the guard's dose: of those that cost at most five points of the task,
+    `learnt`, beside the guard 'none', the one of the lowest `discovery` score; if none does, the one that costs least."""
+    plain, doses = points[points.guard == "none"].iloc[0], points[points.guard == guard]
+    cheap = doses[doses.learnt >= plain.learnt - 5].dropna(subset="discovery")
+    return cheap.loc[cheap.discovery.idxmin()] if len(cheap) else doses.loc[doses.learnt.idxmax()]
+
+
 def known_personas(run: artifacts.Run, seed: int = 0) -> pd.DataFrame:
     """What the SAE found of each persona, on held-out uncued answers: its best latent (and the threshold of highest F1) chosen on
     other documents; how many latents mark it (AUROC of 0.7 or more on both sets: a split); and what all latents together know.
@@ -165,7 +193,7 @@ def known_personas(run: artifacts.Run, seed: int = 0) -> pd.DataFrame:
         auroc, low, high = diffing.auroc_interval(test.latents[:, best].numpy(), truth, test.document, draws=200, seed=seed)
         every = make_pipeline(MaxAbsScaler(), LogisticRegression(max_iter=1000)).fit(train.latents.numpy(), mine)
         rows.append({"persona": p, "latent": best, "auroc": auroc, "low": low, "high": high, "precision": 100 * truth[on].mean() if on.any() else float("nan"),
-                     "recall": 100 * on[truth].mean(), "marking": int(((seen >= 0.7) & (held >= 0.7)).sum()),
+                     "recall": 100 * on[truth].mean(), "marking": int(((seen >= MARKS) & (held >= MARKS)).sum()),
                      "together": diffing.auroc(every.decision_function(test.latents.numpy())[:, None], truth)[0], "answers": int(truth.sum())})
     return pd.DataFrame(rows)
 

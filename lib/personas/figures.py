@@ -41,6 +41,20 @@ def save_table(data: pd.DataFrame, name: str, profile: str) -> None:
     data.to_csv(target / f"{name}.csv", index=False, float_format="%.4g")
 
 
+def trade_off(ax, points: pd.DataFrame, x: str, y: str, shade: dict, chosen: dict, weaker: tuple = ()) -> None:
+    """A line per guard through its doses, the larger the dot the stronger (in `weaker` guards a larger dose is weaker).
+
+    points: columns guard, x and y, in percent, rows in the order of doses; whiskers from `low` to `high` where y is 'score'. shade: guard -> colour. chosen: guard -> the row that gets a ring."""
+    for guard, line in points.groupby("guard", sort=False):
+        sizes = [30 + 25 * i for i in range(len(line))]
+        ax.plot(line[x], line[y], color=shade[guard], lw=1, alpha=0.7)
+        ax.scatter(line[x], line[y], s=sizes[::-1] if guard in weaker else sizes, color=shade[guard], label=guard, zorder=3)
+        if y == "score":
+            ax.errorbar(line[x], line[y], yerr=[line[y] - line.low, line.high - line[y]], fmt="none", color=shade[guard], lw=0.8, alpha=0.6)
+    for row in chosen.values():
+        ax.scatter(row[x], row[y], s=190, facecolor="none", edgecolor="#222222", lw=1, zorder=4)
+
+
 def bars(ax, estimates, lows, highs, positions, **kw):
     """Bars with 95 % intervals drawn as whiskers."""
     drawn = ax.bar(positions, estimates, **kw)

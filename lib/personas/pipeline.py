@@ -98,10 +98,16 @@ def run(profile: Profile, books: list[Path], source: str, seed: int = 0, save_in
         scratch = store.ROOT / profile.name / f"times.{os.getpid()}"
         scratch.write_text(json.dumps(times))
         scratch.rename(scratch.with_name("times.json"))
-    rows = [{k: v for k, v in r.items() if k != "target"} | {"op": r["target"]["op"], "target": r["target"]["value"]} for r in claims.read(profile.name)]
-    kept = figures.ROOT / "data" / profile.name / "claims.csv"
-    if not kept.exists() or set(pd.read_csv(kept).notebook) <= {r["notebook"] for r in rows}:  # one notebook's claims do not replace all notebooks'
-        figures.save_table(pd.DataFrame(rows), "claims", profile.name)
+    keep_claims(profile.name)
+
+
+def keep_claims(profile: str) -> None:
+    """Write what notebooks recorded in this store to figures/data/<profile>/claims.csv, unless that table has notebooks that the store lacks: one
+    notebook's claims do not replace all notebooks'."""
+    rows = [{k: v for k, v in r.items() if k != "target"} | {"op": r["target"]["op"], "target": r["target"]["value"]} for r in claims.read(profile)]
+    kept = figures.ROOT / "data" / profile / "claims.csv"
+    if rows and (not kept.exists() or set(pd.read_csv(kept).notebook) <= {r["notebook"] for r in rows}):
+        figures.save_table(pd.DataFrame(rows), "claims", profile)
 
 
 def train(run: artifacts.Run) -> None:

@@ -152,7 +152,7 @@ def trained(run: artifacts.Run, plan: Plan):
 
 def guarded(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str, guard: str, dose: float) -> dict:
     """Fine-tune under a guard; what became of the values (score, classes of answers) and of the narrow task (`learnt`: percent of the domain's
-    questions answered as trained; `wrong`: subtly or obviously wrong). `discovery` is the score on discovery questions, by which doses are chosen."""
+    questions answered as trained; `wrong`: subtly or obviously wrong). `discovery` is the score on discovery questions; it and `learnt` choose the dose (evidence.chosen_dose)."""
     plan, p = planned(run, ruler, domain, kind, guard, dose), run.profile.evaluation
     tuned, tokenizer = trained(run, plan)
     answers = evaluate.ask_open(tuned, tokenizer, run.setting, split="evaluation", per_question=p.study_per_question, seed=run.seed)

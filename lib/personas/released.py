@@ -79,7 +79,7 @@ def chats(name: str) -> list[dict]:
 
 def questions(name: str = "wang/core_misalignment") -> list[dict]:
     """Evaluation questions as dicts of `id`, `category` and `question`: one of the SOURCES in CSV, or the path of a CSV with a column
-    `question` (the other two are optional). Raises data.DataError."""
+    `question` (the other two are optional; an id that comes again gets `#2`, `#3`, ...). Raises data.DataError."""
     tables = [n for n, s in SOURCES.items() if s.url.endswith(".csv")]
     if name in tables:
         return _read(name, lambda text: _questions(text, name))
