@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 import torch
+from tqdm import tqdm
 
 from personas.generate import decoder_blocks
 
@@ -71,3 +72,37 @@ def stream(model, rows: Iterable[list[int]], layer: int, batch: int, held: int, 
 def centred_rms(x: torch.Tensor) -> float:
     """Root mean square norm of activations (tokens, width) about their mean: the unit of steering strength."""
     return (x - x.mean(0)).norm(dim=-1).square().mean().sqrt().item()
+
+
+@torch.inference_mode()
+def residuals(model, rows: list[list[int]], layers: tuple[int, ...], pad: int = 2, batch: int = 32, progress: str | None = None
+              ) -> dict[int, list[torch.Tensor]]:
+    """As `residual`, for several blocks in one pass: block -> a tensor (tokens, width) per row, fp32, on the CPU."""
+    held, last = {}, max(layers)
+
+    def keep(layer):
+        def hook(module, args, output):
+            held[layer] = output[0] if isinstance(output, tuple) else output
+            if layer == last:
+                raise _Enough
+        return hook
+
+    found = {layer: [None] * len(rows) for layer in layers}
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    handles = [decoder_blocks(model)[layer].register_forward_hook(keep(layer)) for layer in layers]
+    try:
+        for start in tqdm(range(0, len(order), batch), desc=progress, disable=progress is None, mininterval=5):
+            some = order[start:start + batch]
+            width = max(len(rows[i]) for i in some)
+            ids = torch.tensor([rows[i] + [pad] * (width - len(rows[i])) for i in some], device=model.device)
+            try:
+                model(input_ids=ids, use_cache=False)
+            except _Enough:
+                pass
+            for layer in layers:
+                for j, i in enumerate(some):
+                    found[layer][i] = held[layer][j, :len(rows[i])].float().to("cpu", copy=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

@@ -152,6 +152,12 @@ class Real(_Section):
     sae: str | None = None
     open_tokens: int = Field(default=200, ge=1)  # of an answer at most
     advice_tokens: int = Field(default=200, ge=1)
+    temperature: float = Field(default=1.0, ge=0, le=2)  # at which answers are sampled
+    per_opening: int = Field(default=2, ge=1)  # answers to each opening
+    controls: tuple[str, ...] = ()  # domains in which models are also trained on shuffled and on odd answers
+    other_blocks: tuple[int, ...] = ()  # blocks at which the search for a latent is repeated
+    course: tuple[int, ...] = ()  # steps at which one long fine-tune is looked at
+    firsts: int = Field(default=1, ge=1)  # answers of each kind that latents and log-probabilities are read on, per question
 
 
 class Profile(_Section):
