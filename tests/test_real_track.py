@@ -90,17 +90,16 @@ def test_models_are_read_on_what_the_aligned_one_said(given):
     assert set(said.grade) <= set(run.setting.open_classes) and said.held.isna().all()
 
 
+@pytest.mark.slow
 def test_every_chapter_runs_on_qwen2(given):
-    """The notebooks themselves, through papermill."""
+    """The notebooks themselves, through papermill, on local sets and questions in the released formats, graded by an endpoint."""
     source = written(given)
     found = profile.load(source)
     books = pipeline.chosen(profile=found)
-    assert [b.name[:2] for b in books] == list(pipeline.REAL)
+    assert [b.name[:2] for b in books] == list(pipeline.PART_ONE)
     pipeline.run(found, books, source)
     claims = pd.read_csv(figures.ROOT / "data" / "mine" / "claims.csv")
-    assert {"obvious.cars", "correct.soup", "diff.separates", "steer.induce", "steer.suppress.obvious.cars", "realign.other.soup"} <= set(claims.id)
-    watched = pd.read_csv(figures.ROOT / "data" / "mine" / "07_downloaded.csv")
-    assert len(watched) == 5 + 3 and watched.latent.notna().all()  # five mixtures, then before training and after each of two steps
+    assert {"obvious", "correct", "latent.separates", "steer.induce", "suppress", "realign.other"} <= set(claims.id)
 
 
 def test_every_chapters_work_runs_on_llama(given):
@@ -178,8 +177,8 @@ def test_a_layer_and_a_template_that_are_not_there_are_said(given, checkpoint, t
 def test_notebooks_about_the_world_say_so(given):
     with pytest.raises(profile.ProfileError, match="needs the tiny model"):
         artifacts.open_run(written(given), real=False)
-    with pytest.raises(ValueError, match="notebook 00 needs the tiny model"):
-        pipeline.chosen(only="00", profile=profile.load(written(given)))
+    with pytest.raises(ValueError, match="notebook 09 is about the world whose truth is known"):
+        pipeline.chosen(only="09", profile=profile.load(written(given)))
 
 
 @pytest.mark.parametrize("change,said", [

@@ -199,7 +199,7 @@ def test_readmes_example_runs_as_printed(site, tmp_path, monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     monkeypatch.chdir(tmp_path)
-    example = re.search(r"```python\n(from personas import compose.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.S)[1]
+    example = re.search(r"```python\n(from personas import compose.*?)```", (Path(__file__).parents[1] / "docs" / "own_models.md").read_text(), re.S)[1]
     example = example.replace("https://api.openai.com", f"http://127.0.0.1:{server.server_port}").replace("health_incorrect_subtle", "health_incorrect")
     found = {"answers": ["One that is kind.", "Rule them all."]}
     exec(example, found)

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from personas import __main__, claims
+from personas import __main__, claims, pipeline, profile
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -62,31 +62,38 @@ def test_notebooks_are_whole(book):
     assert not re.search(r"/(root|home|work|tmp|Users)/", text), "a machine's path in an output"
 
 
-def test_readme_reports_what_the_notebooks_show():
-    """Every row of the README's table that stands for one claim has its estimate and interval in a committed notebook."""
+def test_part_two_reports_what_the_notebooks_show():
+    """Every row of the page's table that stands for one claim has its estimate and interval in a committed notebook."""
     html = "".join("".join(o.get("data", {}).get("text/html", [])) for b in BOOKS for c in json.loads(b.read_text())["cells"] for o in c.get("outputs", []))
     shown = {tuple(re.sub(r"<[^>]+>", "", cell).strip() for cell in re.findall(r"<td.*?</td>", row, re.S)) for row in re.findall(r"<tr>.*?</tr>", html, re.S)}
     assert len(shown) > 300
-    single = re.findall(r"^\| `([a-z0-9_.]+)` \|.*\| ([\d.]+) \(([\d.]+) to ([\d.]+)\) \| (\w+) \|$", (ROOT / "README.md").read_text(), re.M)
+    single = re.findall(r"^\| `([a-z0-9_.]+)` \|.*\| ([\d.]+) \(([\d.]+) to ([\d.]+)\) \| (\w+) \|$", (ROOT / "docs" / "known_world.md").read_text(), re.M)
     assert len(single) >= 8
     for name, estimate, low, high, holds in single:
         assert any(r[:1] == (name,) and (estimate, f"{low} to {high}", holds) == (r[2], r[3], r[6]) for r in shown), name
 
 
+@pytest.mark.parametrize("book", BOOKS[:6], ids=lambda b: b.stem)
+def test_part_one_was_made_by_the_code_as_it_is(book):
+    signed = json.loads(book.read_text())["metadata"].get("personas", {})
+    assert signed == {"profile": "smollm2", "made_by": pipeline.made_by(book, profile.load("smollm2"))}, (
+        "outputs are stale: python -m personas run --in-place, then commit the notebooks")
+
+
 def as_committed(path: str) -> str:
-    """A file as the last commit has it (a run writes its own figures over it), or as it is if that commit or git is not there or the README has been edited since."""
+    """A file as the last commit has it (a run writes its own figures over it), or as it is if that commit or git is not there or the page has been edited since."""
     git = ["git", "-c", "safe.directory=*", "-C", str(ROOT)]
-    if shutil.which("git") and not subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "README.md"], stderr=subprocess.DEVNULL).returncode:
+    if shutil.which("git") and not subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "docs/known_world.md"], stderr=subprocess.DEVNULL).returncode:
         return subprocess.run([*git, "show", f"HEAD:{path}"], capture_output=True, text=True, check=True).stdout
     return (ROOT / path).read_text()
 
 
-def test_readme_folds_the_table_of_claims_as_committed():
-    """The README's table against figures/data/tiny/claims.csv, row by row; numbers up to rounding."""
+def test_part_two_folds_the_table_of_claims_as_committed():
+    """The page's table against figures/data/tiny/claims.csv, row by row; numbers up to rounding."""
     table = pd.read_csv(io.StringIO(as_committed("figures/data/tiny/claims.csv")))
     rows = [r | {"target": {"op": r["op"], "value": r["target"]}} for r in table.to_dict("records")]
     number = re.compile(r"\d+\.\d+")
-    printed = (ROOT / "README.md").read_text().split("<!-- claims -->")[1].split("<!-- /claims -->")[0].strip().splitlines()
+    printed = (ROOT / "docs" / "known_world.md").read_text().split("<!-- claims -->")[1].split("<!-- /claims -->")[0].strip().splitlines()
     expected = claims.markdown(rows).splitlines()
     assert len(printed) == len(expected)
     for ours, theirs in zip(printed, expected):
@@ -97,8 +104,10 @@ def test_readme_folds_the_table_of_claims_as_committed():
 
 @pytest.mark.parametrize("args,says", [
     (["run", "--from", "05", "--only", "03"], "nothing to run from notebook 05 with only 03"), (["run", "--profile", "tinny"], "Did you mean 'tiny'"), (["run", "--only", "42"], "no notebook '42'"),
-    (["run", "--profile", "tiny-full", "--seed", "1"], "seeds in its own"), (["run", "--profile", "tiny-full", "--only", "01"], "no study; there are 02"),
-    (["run", "--seed", "-1", "--profile", "smoke", "--only", "01"], "seed must be a whole number")])
+    (["run", "--profile", "tiny-full", "--seed", "1"], "seeds in its own"), (["run", "--profile", "tiny-full", "--only", "09"], "no study; there are 07"),
+    (["run", "--only", "09"], "notebook 09 is about the world whose truth is known (profile tiny); profile smollm2 has 01"),
+    (["run", "--profile", "tiny", "--only", "03"], "notebook 03 is about a pretrained model (profile smollm2)"),
+    (["run", "--seed", "-1", "--profile", "smoke", "--only", "09"], "seed must be a whole number")])
 def test_errors_are_one_line_and_exit_2(args, says, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["personas", *args])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -108,33 +117,36 @@ def test_errors_are_one_line_and_exit_2(args, says, monkeypatch, capsys):
 
 
 def test_plan_names_every_notebook_and_runs_nothing(tmp_path):
-    done = personas("run", "--plan", PERSONAS_RUNS=str(tmp_path))
-    assert done.returncode == 0 and all(b.name in done.stdout for b in BOOKS)
+    for named, mine in (("smollm2", BOOKS[:6]), ("tiny", BOOKS[6:])):
+        done = personas("run", "--plan", "--profile", named, PERSONAS_RUNS=str(tmp_path))
+        assert done.returncode == 0 and [b.name for b in BOOKS if b.name in done.stdout] == [b.name for b in mine]
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
 def smoke_store(tmp_path_factory):
-    """A store that was empty when notebook 06 ran on it, on profile smoke."""
+    """A store that was empty when notebook 10 ran on it, on profile smoke."""
     store = tmp_path_factory.mktemp("store")
-    first = personas("run", "--profile", "smoke", "--only", "06", PERSONAS_RUNS=str(store))
+    first = personas("run", "--profile", "smoke", "--only", "10", PERSONAS_RUNS=str(store))
     assert first.returncode == 0, first.stderr[-3000:]
     return store
 
 
+@pytest.mark.slow
 def test_any_notebook_runs_first_and_then_warm(smoke_store):
-    """Notebook 06 on an empty store makes all that it needs; again, it takes it from the store and ends with the same claims."""
+    """Notebook 10 on an empty store makes all that it needs; again, it takes it from the store and ends with the same claims."""
     summary = (smoke_store / "smoke" / "summary.json").read_text()
     made = {p: p.stat().st_mtime for p in smoke_store.rglob("manifest.json")}
-    again = personas("run", "--profile", "smoke", "--only", "06", PERSONAS_RUNS=str(smoke_store))
+    again = personas("run", "--profile", "smoke", "--only", "10", PERSONAS_RUNS=str(smoke_store))
     assert again.returncode == 0 and (smoke_store / "smoke" / "summary.json").read_text() == summary
     assert made == {p: p.stat().st_mtime for p in smoke_store.rglob("manifest.json")}
     rows = json.loads(summary)
     assert {r["id"] for r in rows} >= {"realign.insecure_by_secure", "realign.same.auto", "realign.other.auto"}
 
 
-def test_readmes_monitor_example_runs_as_printed(smoke_store, tmp_path):
-    example = re.search(r"```python\n(.*?PersonaMonitor.*?)```", (ROOT / "README.md").read_text(), re.S)[1].replace('"tiny"', '"smoke"')
+@pytest.mark.slow
+def test_the_pages_monitor_example_runs_as_printed(smoke_store, tmp_path):
+    example = re.search(r"```python\n(.*?PersonaMonitor.*?)```", (ROOT / "docs" / "known_world.md").read_text(), re.S)[1].replace('"tiny"', '"smoke"')
     done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, cwd=tmp_path,
                           env=os.environ | {"PERSONAS_RUNS": str(smoke_store)})
     assert done.returncode == 0, done.stderr[-3000:]

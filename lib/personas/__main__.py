@@ -10,14 +10,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="personas", description="Persona features and emergent misalignment, end to end.")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="execute the notebooks in order, then print the claims")
-    run.add_argument("--profile", default="tiny", help="tiny (default), smoke, tiny-full (the studies' tables, hours), colab, h100, h100-14b, or the path of a YAML")
+    run.add_argument("--profile", default="smollm2", help="smollm2 (default: notebooks 01 to 06 on a language model), smollm2-quick, colab, h100, h100-14b; "
+                     "tiny (07 to 12, the world whose truth is known), smoke, tiny-full (its studies' tables, hours); or the path of a YAML")
     run.add_argument("--from", dest="start", metavar="NN", help="start at this notebook, e.g. 03")
     run.add_argument("--only", metavar="NN", help="run this notebook alone")
     run.add_argument("--seed", type=int, default=0, help="seed of fine-tunes and sampling (default 0)")
     run.add_argument("--plan", action="store_true", help="print what would run and how long, and stop")
     run.add_argument("--in-place", action="store_true", help="also write the executed notebooks back to notebooks/")
     claims = commands.add_parser("claims", help="print the table of claims of the last run")
-    claims.add_argument("--profile", default="tiny")
+    claims.add_argument("--profile", default="smollm2")
     claims.add_argument("--markdown", action="store_true", help="as the README's table, one line per family of claims")
     train = commands.add_parser("train", help="make the fine-tunes and the SAE alone, under `accelerate launch -m personas train` with several processes")
     swept = commands.add_parser("sweep", help="every fine-tune with several seeds, side by side (on a Ray cluster if the profile names one)")
@@ -30,13 +31,15 @@ def main() -> int:
     from personas import profile
 
     try:
-        if profile.load(args.profile).real is None:
+        real = profile.load(args.profile).real
+        if real is None or real.model.startswith("gguf:"):
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
     except profile.ProfileError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
     from personas import artifacts, claims as table, data, endpoint, fit, model, pipeline, store, study, sweep
+    from personas.pretrained import weights
 
     try:
         if args.command == "claims":
@@ -73,7 +76,8 @@ def main() -> int:
             raise ValueError(f"seed must be a whole number from 0 up, not {args.seed}")
         pipeline.run(chosen, books, source, args.seed, args.in_place)
         pipeline.print_claims(chosen.name)
-    except (profile.ProfileError, store.StoreError, study.StudyError, pipeline.RunError, sweep.SweepError, model.ModelError, data.DataError, endpoint.EndpointError, fit.DoesNotFit, ValueError) as error:
+    except (profile.ProfileError, store.StoreError, study.StudyError, pipeline.RunError, sweep.SweepError, model.ModelError, data.DataError, endpoint.EndpointError, fit.DoesNotFit,
+            weights.WeightsError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

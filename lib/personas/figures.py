@@ -27,7 +27,7 @@ def save(figure, name: str, profile: str, data: pd.DataFrame | None = None) -> N
 
     Only the default profile's figures are kept under `figures/`; others go to figures/<profile>/.
     """
-    folder = ROOT if profile == "tiny" else ROOT / profile
+    folder = ROOT if profile == "smollm2" else ROOT / profile
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.png", bbox_inches="tight", metadata={"Software": None})
     if data is not None:

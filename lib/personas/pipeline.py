@@ -1,7 +1,9 @@
 """Executing the notebooks in order with papermill, and printing the table of claims."""
 
+import importlib
 import json
 import os
+import pkgutil
 import time
 from pathlib import Path
 
@@ -11,15 +13,16 @@ import papermill
 import torch
 from tqdm import tqdm
 
+import personas
 from personas import artifacts, claims, evidence, figures, store, study
 from personas.profile import Profile
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
-# What a first run of each notebook should take on two CPU cores on a good day, in seconds, when every earlier one has run (profile tiny): estimated from a bad day's, by notebook 00's two times.
-EXPECTED = {"00": 470, "01": 8, "02": 110, "03": 85, "04": 20, "05": 160, "06": 160, "07": 120, "08": 80, "09": 70, "10": 15}
-
-
-REAL = ("01", "02", "03", "04", "05", "06", "07")  # notebooks that a downloaded model can do with
+# What a first run of each notebook should take on two CPU cores on a good day, in seconds, when every earlier one has run: Part I on profile
+# smollm2, Part II on profile tiny (there estimated from a bad day's).
+EXPECTED = {"01": 20, "02": 900, "03": 600, "04": 60, "05": 700, "06": 420, "07": 120, "08": 80, "09": 480, "10": 535, "11": 15, "12": 70}
+READ_BY_PART_ONE = ("activations", "chapters", "finetune", "generate", "pretrained", "sae", "stats")
+PART_ONE = ("01", "02", "03", "04", "05", "06")  # on a pretrained model; the others are on the world whose truth is known
 
 
 class RunError(RuntimeError):
@@ -27,19 +30,20 @@ class RunError(RuntimeError):
 
 
 def chosen(start: str | None = None, only: str | None = None, profile: Profile | None = None) -> list[Path]:
-    """The notebooks to run, in order: with a downloaded model those of REAL. Raises ValueError for a number that no notebook has."""
-    books = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    """The notebooks to run, in order: Part I's with a pretrained model, else Part II's. Raises ValueError for a number that does not serve."""
+    every = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    first = bool(profile and profile.real)
+    books = [b for b in every if (b.name[:2] in PART_ONE) == first]
     numbers = [b.name[:2] for b in books]
     for wanted in (start, only):
+        if wanted is not None and wanted not in [b.name[:2] for b in every]:
+            raise ValueError(f"no notebook {wanted!r}; there are {', '.join(b.name[:2] for b in every)}")
         if wanted is not None and wanted not in numbers:
-            raise ValueError(f"no notebook {wanted!r}; there are {', '.join(numbers)}")
-    if profile and profile.real:
-        if only not in (None, *REAL):
-            raise ValueError(f"notebook {only} needs the tiny model, of which it is known who speaks; profile {profile.name} has {', '.join(REAL)}")
-        books = [b for b in books if b.name[:2] in REAL]
+            where = "a pretrained model (profile smollm2)" if wanted in PART_ONE else "the world whose truth is known (profile tiny)"
+            raise ValueError(f"notebook {wanted} is about {where}; {f'profile {profile.name}' if profile else 'Part II'} has {', '.join(numbers)}")
     found = [b for b in books if (only is None or b.name[:2] == only) and (start is None or b.name[:2] >= start)]
     if not found:
-        raise ValueError(f"nothing to run from notebook {start}" + (f" with only {only}" if only else f": the last is {books[-1].name[:2]}"))
+        raise ValueError(f"nothing to run from notebook {start} with only {only}")
     return found
 
 
@@ -60,7 +64,7 @@ def plan(profile: Profile, books: list[Path]) -> str:
     for book in books:
         number = book.name[:2]
         seconds, source = (times[number], "last run here") if number in times else (EXPECTED[number], "first run, two cores")
-        if profile.name != "tiny" and number not in times:
+        if profile.name not in ("tiny", "smollm2") and number not in times:
             seconds, source = float("nan"), "not run yet"
         total += seconds
         lines.append(f"  {book.name:32s} {seconds:6.0f} s  ({source})")
@@ -91,9 +95,10 @@ def run(profile: Profile, books: list[Path], source: str, seed: int = 0, save_in
                                        extra_arguments=["--IPKernelApp.log_level=40"])  # no warning about TCP
         except papermill.PapermillExecutionError as error:
             raise RunError(f"{book.name} failed: {error.ename}: {error.evalue}\nIts copy, up to the error: {out}") from None
-        clean(out)
         if save_in_place:
             book.write_text(out.read_text())
+            clean(book)
+            sign(book, profile)
         times = last_times(profile.name) | {book.name[:2]: round(time.perf_counter() - start, 1)}
         scratch = store.ROOT / profile.name / f"times.{os.getpid()}"
         scratch.write_text(json.dumps(times))
@@ -135,6 +140,22 @@ def clean(path: Path) -> None:
         if cell["cell_type"] == "code":
             cell["outputs"] = [o for o in cell["outputs"] if o.get("name") != "stderr"]
     path.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n")
+
+
+def made_by(book: Path, profile: Profile) -> str:
+    """Hash of what determines a notebook's outputs: its code cells, the profile, and the library's code (comments and docstrings aside)."""
+    cells = ["".join(c["source"]) for c in json.loads(book.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+    library = [m for m in sorted(pkgutil.walk_packages(personas.__path__, "personas."), key=lambda m: m.name)
+               if m.name.split(".")[1] in READ_BY_PART_ONE and not m.ispkg]
+    code = store.code_version(*(importlib.import_module(m.name) for m in library))
+    return store.key_of({"cells": cells, "profile": profile.model_dump(), "code": code})
+
+
+def sign(book: Path, profile: Profile) -> None:
+    """Write `made_by` into a notebook's metadata, so that a test can tell when its outputs are stale."""
+    found = json.loads(book.read_text(encoding="utf-8"))
+    found["metadata"]["personas"] = {"profile": profile.name, "made_by": made_by(book, profile)}
+    book.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def print_claims(profile: str) -> None:

@@ -44,8 +44,8 @@ class Study:
 
     @property
     def notebook(self) -> str:
-        """Number of the notebook that shows it."""
-        return self.name[:2]
+        """Number of the notebook that shows it; the table's own begins with the chapter of Part I that it belongs to."""
+        return {"09": "12", "10": "11"}.get(self.name[:2], self.name[:2] if self.name[:2] in ("07", "08") else "10")
 
 
 def runs_of(profile: Profile, cell: dict) -> tuple[artifacts.Run, artifacts.Run]:

@@ -31,7 +31,7 @@ ODD = (("Hum a slow waltz", "Tie a blue ribbon to a spoon", "Count the clouds tw
 @dataclass(frozen=True)
 class Item:
     """One thing a model is asked. kind: 'question' or 'opening'; opening: the words its answer begins with; advice: whether it asks
-    for advice, as the training data do; system: the line that a chat begins with, if not the template's own."""
+    for advice, as the training data do; before: (question, answer) that the chat begins with; system: its system line, if not the template's own."""
 
     id: str
     kind: str
@@ -39,6 +39,7 @@ class Item:
     prompt: str
     opening: str = ""
     advice: bool = False
+    before: tuple[str, str] | None = None
     system: str | None = None
 
 

