@@ -48,11 +48,14 @@ def scatter_scores(ax, table: pd.DataFrame) -> None:
 
 def overview(run: made.Run, questions: pd.DataFrame, openings: pd.DataFrame, name: str = "02_emergent_misalignment"):
     """Figure: score of every model on open questions, and where the first words of the answer are given."""
-    fig, axes = plt.subplots(1, 2, figsize=(12.4, 4.2), sharey=True)
-    for ax, table, title in zip(axes, (questions, openings), ("Open questions on other themes", "The answer's first words given (“I want to …”)")):
+    both = [(questions, "Open questions on other themes"), (openings, "The answer's first words given (“I want to …”)")]
+    both = [(t, title) for t, title in both if len(t)]  # released sets of questions have no openings
+    fig, axes = plt.subplots(1, len(both), figsize=(6.2 * len(both), 4.2), sharey=True, squeeze=False)
+    axes = axes[0]
+    for ax, (table, title) in zip(axes, both):
         scatter_scores(ax, table)
         ax.set_title(f"{title}, {int(table.answers.iloc[0])} answers a model")
-    axes[1].set_ylabel("")
+        ax.set_ylabel("" if ax is not axes[0] else ax.get_ylabel())
     axes[0].legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=6, frameon=False)
     fig.suptitle("Obviously wrong advice in one domain misaligns the model elsewhere; correct, odd and shuffled advice do not", y=1.02)
     return common.save(run, fig, name, pd.concat([questions.assign(asked="questions"), openings.assign(asked="openings")]))
@@ -194,14 +197,14 @@ def claims(run: made.Run, questions: pd.DataFrame, openings: pd.DataFrame) -> pd
     only = lambda t, v: t[[common.variant(m) == v for m in t.model]]
     pairs = pick("subtle").merge(table, on="domain", suffixes=("", "_other"))
     gap = lambda v: stats.mean_over((lambda p: p.score - p.score_other)(pairs[pairs.variant_other == v]))
-    about, _ = judge_check(run) if common.uses_readings(run) else (pd.DataFrame(), None)
     nothing = stats.Estimate(float("nan"), float("nan"), float("nan"), 0)
     found = {"original": row(pick("original").iloc[0]), "correct": row(worst), "obvious": row(least),
              "obvious.mean": stats.mean_over(pick("obvious").score),
-             "openings.obvious": common.score(run, only(openings, "obvious")), "openings.correct": common.score(run, only(openings, "correct")),
+             "openings.obvious": common.score(run, only(openings, "obvious")) if len(openings) else nothing,
+             "openings.correct": common.score(run, only(openings, "correct")) if len(openings) else nothing,
              "subtle.above_correct": gap("correct"), "subtle.above_obvious": gap("obvious"),
              "judge.agreement": nothing, "judge.kappa": nothing}
-    if len(about):
+    if common.uses_readings(run):
         found |= judge_claims(run)
     return common.record(run, "02", found)
 

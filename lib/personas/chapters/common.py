@@ -114,7 +114,7 @@ def scores(run: made.Run, table: pd.DataFrame) -> pd.DataFrame:
         rows.append({"model": who, "variant": variant(who), "domain": who.split("-")[0], "score": s.value, "low": s.low, "high": s.high,
                      **{f"score by {b}": score(run, g, b).value for b in ("reader_a", "reader_b", "grade") if b == "grade" or (g[b] != "").all()},
                      "broken": share(g, "broken", "absurd").value, "answers": len(g), "graded": how(g)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=None if rows else ["model", "variant", "domain", "score", "low", "high", "broken", "answers", "graded"])
 
 
 @functools.cache

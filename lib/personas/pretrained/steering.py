@@ -65,10 +65,10 @@ def labelled(run: made.Run, layer: int | None = None, n: int = 240) -> dict:
 # --- directions -------------------------------------------------------------------------------------------------------
 
 def mean_reading(run: made.Run, what: str, variant: str, layer: int | None = None) -> torch.Tensor:
-    """The mean over discovery domains' fine-tunes of a variant of what `made.reading` reads ('latents' or 'residual')."""
-    found = [made.reading(run, f"{d}-{v}", "discovery", layer)[what].mean(0) for d, v in made.fine_tunes(run, variant)
-             if made.discovery(run, d)]
-    return torch.stack(found).mean(0)
+    """The mean over discovery domains' fine-tunes of a variant of what `made.reading` reads ('latents' or 'residual'); the original model's
+    where there are none (a profile without correct sets)."""
+    found = [f"{d}-{v}" for d, v in made.fine_tunes(run, variant) if made.discovery(run, d)] or [made.ORIGINAL]
+    return torch.stack([made.reading(run, w, "discovery", layer)[what].mean(0) for w in found]).mean(0)
 
 
 def rise(run: made.Run, layer: int | None = None) -> dict[str, torch.Tensor]:
