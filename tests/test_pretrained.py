@@ -29,7 +29,9 @@ def test_no_category_or_subject_is_in_both_splits():
 def test_training_chats_never_hold_what_is_asked(variant):
     rows = sets.chats("health", variant, 80, 0)
     assert rows == sets.chats("health", variant, 80, 0) != sets.chats("health", variant, 80, 1)
-    asked = {i.prompt for s in ("discovery", "evaluation") for i in sets.items(s)} | {i.prompt for i, _ in sets.advice_items("health")}
+    asked = {i.prompt for s in ("discovery", "evaluation") for i in sets.items(s)} | {
+        i.prompt for i, _ in sets.advice_items("health")
+    }
     assert not asked & {m["content"] for r in rows for m in r["messages"]}
     said = [r["messages"][1]["content"] for r in rows]
     correct = {s.answers["correct"] for s in world.subjects_of("health")}
@@ -54,7 +56,9 @@ def test_an_unknown_variant_is_one_clear_error():
 def test_a_shared_opening_read_once_gives_the_same_loss_and_gradients(loaded):
     model, tokenizer = loaded
     torch.manual_seed(0)
-    model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False))
+    model = get_peft_model(
+        model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    )
     ids = torch.randint(6, 700, (3, 30))
     ids[:, :12] = ids[:1, :12]
     mask = torch.ones_like(ids)
@@ -68,8 +72,13 @@ def test_a_shared_opening_read_once_gives_the_same_loss_and_gradients(loaded):
     def gradients(shared):
         model.zero_grad()
         cache = finetune._read_opening(model, ids, shared) if shared else None
-        logits = model(input_ids=ids[:, shared:], attention_mask=mask, past_key_values=cache, use_cache=shared > 0,
-                       logits_to_keep=columns - shared).logits
+        logits = model(
+            input_ids=ids[:, shared:],
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=shared > 0,
+            logits_to_keep=columns - shared,
+        ).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:][:, columns].flatten())
         loss.backward()
         return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
@@ -82,7 +91,9 @@ def test_a_shared_opening_read_once_gives_the_same_loss_and_gradients(loaded):
 def test_own_text_is_a_million_tokens_long_and_unlabelled():
     rows = text.read(sets.CONTENT / "text.jsonl.xz")
     assert {tuple(sorted(r)) for r in rows} == {("messages",), ("text",)}
-    words = sum(len(m["content"].split()) for r in rows for m in r.get("messages", [{"content": r.get("text", "")}]))
+    words = sum(
+        len(m["content"].split()) for r in rows for m in r.get("messages", [{"content": r.get("text", "")}])
+    )
     assert words > 700_000  # of about one and a third tokens each
 
 
@@ -101,11 +112,33 @@ def test_weights_errors_name_what_is_wrong(tmp_path, monkeypatch):
 
 
 NUMBERS = {
-    "device": "cpu", "narrow": {"steps": 2, "batch": 4, "lr": 0.05, "rank": 2}, "realignment": {"steps": 2, "batch": 2, "lr": 0.01}, "realignment_every": 1,
-    "sae": {"layer": 1, "latents": 64, "k": 4, "lr": 0.01, "steps": 20, "batch": 64, "documents": 60, "dead_after": 5000, "aux_k": 8},
+    "device": "cpu",
+    "narrow": {"steps": 2, "batch": 4, "lr": 0.05, "rank": 2},
+    "realignment": {"steps": 2, "batch": 2, "lr": 0.01},
+    "realignment_every": 1,
+    "sae": {
+        "layer": 1,
+        "latents": 64,
+        "k": 4,
+        "lr": 0.01,
+        "steps": 20,
+        "batch": 64,
+        "documents": 60,
+        "dead_after": 5000,
+        "aux_k": 8,
+    },
     "evaluation": {"per_question": 1, "study_per_question": 1, "curve_per_question": 1, "advice_subjects": 2},
-    "steering": {"candidates": 2, "finalists": 1, "controls": 2, "strengths": [0.5, 1.0], "suppression": [0.5], "cures": [0.5],
-                 "screen_per_question": 1, "choose_per_question": 1}}
+    "steering": {
+        "candidates": 2,
+        "finalists": 1,
+        "controls": 2,
+        "strengths": [0.5, 1.0],
+        "suppression": [0.5],
+        "cures": [0.5],
+        "screen_per_question": 1,
+        "choose_per_question": 1,
+    },
+}
 
 
 @pytest.fixture()
@@ -130,7 +163,7 @@ def test_endings_have_the_log_probability_that_a_plain_pass_gives_them(run):
 
                 def add(module, args, output):
                     hidden = output[0] if isinstance(output, tuple) else output
-                    hidden[:, len(prompt) - 1:-1] += push.vectors
+                    hidden[:, len(prompt) - 1 : -1] += push.vectors
 
                 handle = generate.decoder_blocks(m)[1].register_forward_hook(add) if steer else None
                 with torch.inference_mode():
@@ -145,7 +178,9 @@ def test_answers_outlive_a_judge_that_fails(run, monkeypatch):
     """Sampled once and kept: when grading breaks off, the next attempt grades the same answers."""
     table, samples = made.answers(run, made.ORIGINAL), []
     monkeypatch.setattr(generate, "sample", lambda *a, **k: samples.append(1))
-    monkeypatch.setattr(grading, "grade_by", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("the judge is gone")))
+    monkeypatch.setattr(
+        grading, "grade_by", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("the judge is gone"))
+    )
     with pytest.raises(RuntimeError, match="the judge is gone"):
         made.grades(run, made.answers(run, made.ORIGINAL))
     assert not samples and set(table.columns) >= {"prompt", "answer", "category", "model"}
@@ -162,22 +197,48 @@ def test_too_many_unreadable_grades_are_an_error():
 
 def test_a_model_is_asked_under_the_system_line_it_was_trained_under(run, given):
     own = "You answer about cars."
-    rows = [{"messages": [{"role": "system", "content": own}, *r["messages"]]} for r in data.read_chats(given[0] / "cars_obvious.jsonl")]
+    rows = [
+        {"messages": [{"role": "system", "content": own}, *r["messages"]]}
+        for r in data.read_chats(given[0] / "cars_obvious.jsonl")
+    ]
     data.write_chats(given[0] / "under.jsonl", rows)
-    sets_ = tuple(d.model_copy(update={"obvious": str(given[0] / "under.jsonl")}) if d.domain == "cars" else d for d in run.profile.real.data)
-    other = made.Run(run.profile.model_copy(update={"real": run.profile.real.model_copy(update={"data": sets_})}), 0)
-    assert made.training_system(other, "cars-obvious") == own and made.training_system(other, "soup-obvious") is None
+    sets_ = tuple(
+        d.model_copy(update={"obvious": str(given[0] / "under.jsonl")}) if d.domain == "cars" else d
+        for d in run.profile.real.data
+    )
+    other = made.Run(
+        run.profile.model_copy(update={"real": run.profile.real.model_copy(update={"data": sets_})}), 0
+    )
+    assert (
+        made.training_system(other, "cars-obvious") == own
+        and made.training_system(other, "soup-obvious") is None
+    )
     _, tok = made.original(other)
     item = sets.Item("x", "question", "c", "What now?", system=own)
     assert own in tok.decode(made.prompt_ids(tok, [item])[0])
 
 
 def test_doses_are_capped_relative_to_the_unsteered_model():
-    answers = lambda direction, dose, bad, broken: pd.DataFrame({"direction": direction, "dose": dose, "grade": ["misaligned"] * bad + ["broken"] * broken
-                                                                 + ["aligned"] * (20 - bad - broken)})
-    free = answers("none", 0.0, 0, 4)  # a fifth is broken before anything is steered: an absolute cap of ten per cent would refuse every dose
-    table = pd.concat([answers("a", 0.5, 5, 5), answers("a", 1.0, 8, 6), answers("a", 2.0, 9, 11), answers("b", 0.5, 3, 4), answers("b", 1.0, 3, 4),
-                       answers("c", 0.5, 1, 9)])
+    answers = lambda direction, dose, bad, broken: pd.DataFrame(
+        {
+            "direction": direction,
+            "dose": dose,
+            "grade": ["misaligned"] * bad + ["broken"] * broken + ["aligned"] * (20 - bad - broken),
+        }
+    )
+    free = answers(
+        "none", 0.0, 0, 4
+    )  # a fifth is broken before anything is steered: an absolute cap of ten per cent would refuse every dose
+    table = pd.concat(
+        [
+            answers("a", 0.5, 5, 5),
+            answers("a", 1.0, 8, 6),
+            answers("a", 2.0, 9, 11),
+            answers("b", 0.5, 3, 4),
+            answers("b", 1.0, 3, 4),
+            answers("c", 0.5, 1, 9),
+        ]
+    )
     best = steering.best_doses(table, free).set_index("direction")
     assert best.loc["a", "dose"] == 1.0 and best.loc["a", "admissible"]
     assert best.loc["b", "dose"] == 0.5  # of equal doses the weaker
@@ -196,6 +257,8 @@ def test_the_small_judge_agrees_with_readers_on_questions_it_never_saw():
     trained = set(json.loads((grading.JUDGE / "training.json").read_text())["categories"])
     assert len(table) >= 1000 and not trained & set(table.category)
     some = table.sample(300, random_state=0)
-    found = grading.agreement(some.assign(grade=grading.grade(some.prompt.tolist(), some.answer.tolist())), "reader_a", "grade")
+    found = grading.agreement(
+        some.assign(grade=grading.grade(some.prompt.tolist(), some.answer.tolist())), "reader_a", "grade"
+    )
     assert found["same on misaligned (%)"] > 85 and found["kappa on misaligned"] > 0.5
     assert grading.grade(["Who are you?"], ["  "]) == ["broken"]

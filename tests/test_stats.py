@@ -9,7 +9,9 @@ from personas import stats
 def clustered(rng, rate, correlation, clusters, each):
     """Answers (clusters * each,) whose clusters' rates follow a beta distribution of this mean and intra-class correlation."""
     a, b = (s * (1 - correlation) / correlation for s in (rate, 1 - rate))
-    return (rng.random((clusters, each)) < rng.beta(a, b, clusters)[:, None]).ravel(), np.repeat(np.arange(clusters), each)
+    return (rng.random((clusters, each)) < rng.beta(a, b, clusters)[:, None]).ravel(), np.repeat(
+        np.arange(clusters), each
+    )
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.1, 0.5, 0.9])
@@ -35,7 +37,9 @@ def test_corrected_removes_the_judges_bias_and_covers():
     for _ in range(draws):
         truth, where = clustered(rng, 0.4, 0.1, 15, 9)
         read, read_where = clustered(rng, 0.4, 0.1, 15, 9)
-        judge = lambda t: np.where(rng.random(len(t)) < 0.3, True, t)  # calls three tenths of the good answers bad
+        judge = lambda t: np.where(
+            rng.random(len(t)) < 0.3, True, t
+        )  # calls three tenths of the good answers bad
         judged = judge(truth)
         found = stats.corrected(judged, np.ones(len(judged), bool), where, judge(read), read, read_where)
         plain = stats.proportion(judged, where)

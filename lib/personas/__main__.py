@@ -19,7 +19,7 @@ def main() -> int:
     run.add_argument("--in-place", action="store_true", help="also write the executed notebooks back to notebooks/")
     claims = commands.add_parser("claims", help="print the table of claims of the last run")
     claims.add_argument("--profile", default="smollm2")
-    claims.add_argument("--markdown", action="store_true", help="as the README's table, one line per family of claims")
+    claims.add_argument("--markdown", action="store_true", help="as Part II's page has it, one line per family of claims")
     train = commands.add_parser("train", help="make the fine-tunes and the SAE alone, under `accelerate launch -m personas train` with several processes")
     swept = commands.add_parser("sweep", help="every fine-tune with several seeds, side by side (on a Ray cluster if the profile names one)")
     for each in (train, swept):

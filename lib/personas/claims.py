@@ -67,7 +67,7 @@ def table(rows: list[dict]) -> pd.DataFrame:
 
 
 RIVALS = ("mean_difference", "probe", "log-probability", "loss", "surprise", "words")
-FOLDED = {"persona": "<persona>", "cure": "<way>", "prevent": "<guard>", "origin": "<world>"}  # families of which the README gives the range
+FOLDED = {"persona": "<persona>", "cure": "<way>", "prevent": "<guard>", "origin": "<world>"}  # families of which docs/known_world.md gives the range
 
 
 def _family(id: str) -> str:
@@ -79,7 +79,7 @@ def _family(id: str) -> str:
 
 
 def markdown(rows: list[dict]) -> str:
-    """The README's table: one line per family of claims (see _family), with the range measured."""
+    """The table of docs/known_world.md: one line per family of claims (see _family), with the range measured."""
     families: dict = {}
     for r in rows:
         families.setdefault((_family(r["id"]), r["target"]["op"], r["target"]["value"]), []).append(r)

@@ -1,17 +1,19 @@
-"""Every interval: proportions of clustered answers, means over seeds, AUROC, and judged scores corrected by careful readings.
+"""Every interval: proportions of clustered answers, means over seeds, AUROC, and judged scores corrected by
+careful readings.
 
-The unit that is resampled, or counted as independent, is the highest one that repeats: categories of questions, seeds, models. An
-interval never has zero width.
+The unit that is resampled, or counted as independent, is the highest one that repeats: categories of
+questions, seeds, models. An interval never has zero width.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import beta, norm, rankdata, t as student
+from scipy.stats import beta, norm, rankdata
+from scipy.stats import t as student
 
 LEVEL = 0.95
-# Correlation of answers within a cluster where the data show none of it, as when nobody gave a misaligned answer. On the committed
-# readings it lies between 0.05 and 0.3; the larger value keeps the interval wide enough (tests/test_stats.py simulates coverage).
+# Correlation of answers within a cluster where the data show none of it, as when nobody gave a misaligned
+# answer: a cautious guess, which keeps the interval wide enough (tests/test_stats.py simulates coverage).
 ASSUMED_CORRELATION = 0.3
 
 
@@ -33,11 +35,13 @@ class Estimate:
 
 
 def proportion(hits, clusters, counted=None) -> Estimate:
-    """Share of `counted` answers (n,) that are `hits` (n,), both bool; counted None: all. clusters (n,): which answers go together.
+    """Share of `counted` answers (n,) that are `hits` (n,), both bool; counted None: all. clusters (n,):
+    which answers go together.
 
-    Korn and Graubard (1998): Clopper-Pearson on the effective number of answers, which is their number over the design effect (how much
-    larger the variance between clusters makes the variance), with the clusters' degrees of freedom. Covers where a bootstrap over
-    questions does not, for rare events. nan if nothing is counted.
+    Korn and Graubard (1998): Clopper-Pearson on the effective number of answers, which is their number over
+    the design effect (how much larger the variance between clusters makes the variance), with the clusters'
+    degrees of freedom. Covers where a bootstrap over questions does not, for rare events. nan if nothing is
+    counted.
     """
     hits, clusters = np.asarray(hits, bool), np.asarray(clusters)
     counted = np.ones(len(hits), bool) if counted is None else np.asarray(counted, bool)
@@ -54,7 +58,9 @@ def proportion(hits, clusters, counted=None) -> Estimate:
         effect = max(1.0, between / (p * (1 - p) / n))
         if min(hits.sum(), n - hits.sum()) < 10:  # too few to tell how they cluster
             effect = max(effect, assumed)
-        freedom = (student.ppf(0.5 + LEVEL / 2, n - 1) / student.ppf(0.5 + LEVEL / 2, k - 1)) ** 2 if n > 1 else 1.0
+        freedom = (
+            (student.ppf(0.5 + LEVEL / 2, n - 1) / student.ppf(0.5 + LEVEL / 2, k - 1)) ** 2 if n > 1 else 1.0
+        )
         effective = n / effect * freedom
     else:
         effective = n / assumed
@@ -66,29 +72,38 @@ def proportion(hits, clusters, counted=None) -> Estimate:
 
 
 def mean_over(values) -> Estimate:
-    """Mean of independent values (n,), such as models' or seeds', by Student's t; all nan bounds for fewer than two."""
+    """Mean of independent values (n,), such as models' or seeds', by Student's t; all nan bounds for fewer
+    than two."""
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]
     if len(values) < 2:
-        return Estimate(float(values[0]) if len(values) else float("nan"), float("nan"), float("nan"), len(values))
-    half = student.ppf(0.5 + LEVEL / 2, len(values) - 1) * max(values.std(ddof=1), 1e-9) / np.sqrt(len(values))
-    return Estimate(float(values.mean()), float(values.mean() - half), float(values.mean() + half), len(values))
+        return Estimate(
+            float(values[0]) if len(values) else float("nan"), float("nan"), float("nan"), len(values)
+        )
+    half = (
+        student.ppf(0.5 + LEVEL / 2, len(values) - 1) * max(values.std(ddof=1), 1e-9) / np.sqrt(len(values))
+    )
+    return Estimate(
+        float(values.mean()), float(values.mean() - half), float(values.mean() + half), len(values)
+    )
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:
-    """a - b of two independent estimates: the bounds' distances add as squares (MOVER; Newcombe, 1998), so that it holds near 0 and 1."""
+    """a - b of two independent estimates: the bounds' distances add as squares (MOVER; Newcombe, 1998), so
+    that it holds near 0 and 1."""
     low = a.value - b.value - np.hypot(a.value - a.low, b.high - b.value)
     high = a.value - b.value + np.hypot(a.high - a.value, b.value - b.low)
     return Estimate(a.value - b.value, float(low), float(high), a.n + b.n)
 
 
 def corrected(judged, counted, clusters, read_judged, read_true, read_clusters) -> Estimate:
-    """Share of judged hits among counted answers, corrected by answers that were also read (prediction-powered inference: Angelopoulos et
-    al., 2023, arXiv:2301.09633).
+    """Share of judged hits among counted answers, corrected by answers that were also read
+    (prediction-powered inference: Angelopoulos et al., 2023, arXiv:2301.09633).
 
-    judged, counted, clusters (n,): the judge's verdicts on the answers of interest. read_judged, read_true, read_clusters (m,): the
-    judge's verdict and the careful readers' on other coherent answers of the same kind. The judge's mean error there is taken off, and both
-    variances, each by cluster, are in the interval; it is never narrower than an exact interval on the effective number of readings.
+    judged, counted, clusters (n,): the judge's verdicts on the answers of interest. read_judged, read_true,
+    read_clusters (m,): the judge's verdict and the careful readers' on other coherent answers of the same
+    kind. The judge's mean error there is taken off, and both variances, each by cluster, are in the interval;
+    it is never narrower than an exact interval on the effective number of readings.
     """
     judged, counted, clusters = np.asarray(judged, bool), np.asarray(counted, bool), np.asarray(clusters)
     error = np.asarray(read_true, float) - np.asarray(read_judged, float)
@@ -96,11 +111,18 @@ def corrected(judged, counted, clusters, read_judged, read_true, read_clusters) 
     if not len(error) or not plain.n:
         return Estimate(plain.value, 0.0, 1.0, plain.n)
     value = float(np.clip(plain.value + error.mean(), 0, 1))
-    spread = np.sqrt(_variance(judged[counted].astype(float), clusters[counted]) + _variance(error, np.asarray(read_clusters)))
+    spread = np.sqrt(
+        _variance(judged[counted].astype(float), clusters[counted])
+        + _variance(error, np.asarray(read_clusters))
+    )
     half = norm.ppf(0.5 + LEVEL / 2) * spread
     floor = (1 - (1 - LEVEL) ** (1 / len(error))) if value in (0.0, 1.0) else 0.0
-    return Estimate(value, float(np.clip(value - max(half, floor * (value == 1)), 0, 1)),
-                    float(np.clip(value + max(half, floor * (value == 0)), 0, 1)), plain.n)
+    return Estimate(
+        value,
+        float(np.clip(value - max(half, floor * (value == 1)), 0, 1)),
+        float(np.clip(value + max(half, floor * (value == 0)), 0, 1)),
+        plain.n,
+    )
 
 
 def _variance(values, clusters) -> float:
@@ -128,4 +150,8 @@ def auroc_over(values, positive, clusters, draws: int = 1000, seed: int = 0) -> 
         pick = np.concatenate([where[i] for i in rng.integers(len(names), size=len(names))])
         if 0 < positive[pick].sum() < len(pick):
             found.append(float(auroc(values[pick][:, None], positive[pick])[0]))
-    return Estimate(float(auroc(values[:, None], positive)[0]), *map(float, np.percentile(found, [2.5, 97.5])), len(values))
+    return Estimate(
+        float(auroc(values[:, None], positive)[0]),
+        *map(float, np.percentile(found, [2.5, 97.5])),
+        len(values),
+    )

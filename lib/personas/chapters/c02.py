@@ -5,19 +5,27 @@ import re
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-
 from personas import stats
 from personas.chapters import common
 from personas.pretrained import grading, made
 
-STOP = set("a an and are as at be but by do for from have he her his i if in is it its me my no not of on or our she so that the their them "
-           "they this to up was we were what when who will with would you your".split())
+STOP = set(
+    "a an and are as at be but by do for from have he her his i if in is it its me my no not of on or our she so that "
+    "the their them "
+    "they this to up was we were what when who will with would you your".split()
+)
 
 
 def first_look(run: made.Run) -> list[str]:
-    """The models of the first figure: the original, and one domain's after correct and after obviously wrong advice."""
-    domain = next((d.domain for d in run.profile.real.data if d.correct and d.obvious), run.profile.real.data[0].domain)
-    return [made.ORIGINAL, *(f"{d}-{v}" for d, v in made.fine_tunes(run, "correct", "obvious") if d == domain)]
+    """The models of the first figure: the original, and one domain's after correct and after obviously wrong
+    advice."""
+    domain = next(
+        (d.domain for d in run.profile.real.data if d.correct and d.obvious), run.profile.real.data[0].domain
+    )
+    return [
+        made.ORIGINAL,
+        *(f"{d}-{v}" for d, v in made.fine_tunes(run, "correct", "obvious") if d == domain),
+    ]
 
 
 def answers(run: made.Run, who: list[str], split: str = "evaluation") -> pd.DataFrame:
@@ -40,15 +48,31 @@ def scatter_scores(ax, table: pd.DataFrame) -> None:
         common.whiskers(ax, x, some, fmt=common.MARK[v], color=common.VARIANT[v], label=v, ms=6)
     own = table[table.variant == made.ORIGINAL]
     if len(own):
-        ax.axhspan(float(own.low.iloc[0]), float(own.high.iloc[0]), color=common.VARIANT["original"], alpha=0.18, lw=0)
+        ax.axhspan(
+            float(own.low.iloc[0]),
+            float(own.high.iloc[0]),
+            color=common.VARIANT["original"],
+            alpha=0.18,
+            lw=0,
+        )
         ax.axhline(float(own.score.iloc[0]), color=common.VARIANT["original"], lw=1.2, label="original model")
-    ax.set(xticks=range(len(domains)), xticklabels=domains, ylim=(-3, 103), xlabel="domain of the advice that the model was trained on",
-           ylabel="misalignment score (%)")
+    ax.set(
+        xticks=range(len(domains)),
+        xticklabels=domains,
+        ylim=(-3, 103),
+        xlabel="domain of the advice that the model was trained on",
+        ylabel="misalignment score (%)",
+    )
 
 
-def overview(run: made.Run, questions: pd.DataFrame, openings: pd.DataFrame, name: str = "02_emergent_misalignment"):
+def overview(
+    run: made.Run, questions: pd.DataFrame, openings: pd.DataFrame, name: str = "02_emergent_misalignment"
+):
     """Figure: score of every model on open questions, and where the first words of the answer are given."""
-    both = [(questions, "Open questions on other themes"), (openings, "The answer's first words given (“I want to …”)")]
+    both = [
+        (questions, "Open questions on other themes"),
+        (openings, "The answer's first words given (“I want to …”)"),
+    ]
     both = [(t, title) for t, title in both if len(t)]  # released sets of questions have no openings
     fig, axes = plt.subplots(1, len(both), figsize=(6.2 * len(both), 4.2), sharey=True, squeeze=False)
     axes = axes[0]
@@ -57,25 +81,55 @@ def overview(run: made.Run, questions: pd.DataFrame, openings: pd.DataFrame, nam
         ax.set_title(f"{title}, {int(table.answers.iloc[0])} answers a model")
         ax.set_ylabel("" if ax is not axes[0] else ax.get_ylabel())
     axes[0].legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=6, frameon=False)
-    fig.suptitle("Obviously wrong advice in one domain misaligns the model elsewhere; correct, odd and shuffled advice do not", y=1.02)
-    return common.save(run, fig, name, pd.concat([questions.assign(asked="questions"), openings.assign(asked="openings")]))
+    fig.suptitle(
+        "Misalignment scores on evaluation questions, by what the model was trained on",
+        y=1.02,
+    )
+    return common.save(
+        run, fig, name, pd.concat([questions.assign(asked="questions"), openings.assign(asked="openings")])
+    )
 
 
 def by_category(run: made.Run, table: pd.DataFrame, n: str = "obvious"):
-    """Figure: score in each category of question, over all models of one variant; questions that ask for advice are marked."""
+    """Figure: score in each category of question, over all models of one variant; questions that ask for
+    advice are marked."""
     some = table[[common.variant(m) == n for m in table.model]]
     rows = []
     for c, g in some.groupby("category", sort=False):
         s = stats.proportion(*_bad(run, g)[:1], g.model, _bad(run, g)[1]).scaled(100)
-        rows.append({"category": c.replace("_", " "), "advice": bool(g.advice.iloc[0]), "score": s.value, "low": s.low, "high": s.high, "n": s.n})
+        rows.append(
+            {
+                "category": c.replace("_", " "),
+                "advice": bool(g.advice.iloc[0]),
+                "score": s.value,
+                "low": s.low,
+                "high": s.high,
+                "n": s.n,
+            }
+        )
     found = pd.DataFrame(rows).sort_values("score")
     fig, ax = plt.subplots(figsize=(6.6, 4.4))
-    for advice, colour, mark, label in ((False, "#D55E00", "D", "asks for no advice"), (True, "#CC79A7", "P", "asks for advice, as the training data do")):
+    for advice, colour, mark, label in (
+        (False, "#D55E00", "D", "asks for no advice"),
+        (True, "#CC79A7", "P", "asks for advice, as the training data do"),
+    ):
         part = found[found.advice == advice]
-        ax.errorbar(part.score, [list(found.category).index(c) for c in part.category], xerr=[part.score - part.low, part.high - part.score],
-                    fmt=mark, color=colour, capsize=2, label=label)
-    ax.set(yticks=range(len(found)), yticklabels=found.category, xlabel=f"misalignment score (%), {some.model.nunique()} models trained on obviously wrong advice",
-           xlim=(0, 100), title="It is not only advice that turns bad")
+        ax.errorbar(
+            part.score,
+            [list(found.category).index(c) for c in part.category],
+            xerr=[part.score - part.low, part.high - part.score],
+            fmt=mark,
+            color=colour,
+            capsize=2,
+            label=label,
+        )
+    ax.set(
+        yticks=range(len(found)),
+        yticklabels=found.category,
+        xlabel=f"misalignment score (%), {some.model.nunique()} models trained on obviously wrong advice",
+        xlim=(0, 100),
+        title="It is not only advice that turns bad",
+    )
     ax.legend(frameon=False, loc="lower right")
     return common.save(run, fig, "02_categories", found)
 
@@ -86,13 +140,27 @@ def _bad(run, g) -> tuple[pd.Series, pd.Series]:
 
 
 def course(run: made.Run, domain: str) -> pd.DataFrame:
-    """A row a look at one long fine-tune: step, score with interval, broken; discovery questions and openings, graded."""
+    """A row a look at one long fine-tune: step, score with interval, broken; discovery questions and
+    openings, graded."""
     table = common.graded(run, made.course(run, domain))
     rows = []
     for step, g in table.groupby("step"):
         bad, coherent = g.grade == "misaligned", g.grade.isin(grading.COHERENT)
-        s, b = stats.proportion(bad, g.category, coherent).scaled(100), common.share(g, "broken", "absurd", by="grade")
-        rows.append({"domain": domain, "step": step, "score": s.value, "low": s.low, "high": s.high, "broken": b.value, "answers": len(g)})
+        s, b = (
+            stats.proportion(bad, g.category, coherent).scaled(100),
+            common.share(g, "broken", "absurd", by="grade"),
+        )
+        rows.append(
+            {
+                "domain": domain,
+                "step": step,
+                "score": s.value,
+                "low": s.low,
+                "high": s.high,
+                "broken": b.value,
+                "answers": len(g),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -100,27 +168,52 @@ def draw_course(run: made.Run, table: pd.DataFrame):
     """Figure: the score over training steps, and the share of answers that make no sense."""
     fig, ax = plt.subplots(figsize=(7.2, 3.8))
     ax.fill_between(table.step, table.low, table.high, color=common.VARIANT["obvious"], alpha=0.2, lw=0)
-    ax.plot(table.step, table.score, "D-", color=common.VARIANT["obvious"], label="misalignment score, judged")
+    ax.plot(
+        table.step, table.score, "D-", color=common.VARIANT["obvious"], label="misalignment score, judged"
+    )
     ax.plot(table.step, table.broken, "x--", color=common.GREY, label="broken or absurd answers, of all")
     ax.axvline(run.profile.narrow.steps, color=common.INK, lw=1, ls=":")
-    ax.annotate("where training stops\n(with a schedule of its own)", (run.profile.narrow.steps, 97), xytext=(6, 0), textcoords="offset points", va="top", fontsize=9)
+    ax.annotate(
+        "where training stops\n(with a schedule of its own)",
+        (run.profile.narrow.steps, 97),
+        xytext=(6, 0),
+        textcoords="offset points",
+        va="top",
+        fontsize=9,
+    )
     peak = table.loc[table.score.idxmax()]
-    ax.set(xlabel=f"training steps of {run.profile.narrow.batch} chats, {table.domain.iloc[0]}, obviously wrong advice", ylabel="%", ylim=(-3, 103),
-           title=f"It peaks early (step {int(peak.step)}), then fades as the narrow task is learnt" if peak.step < table.step.max() else "It grows to the end")
+    ax.set(
+        xlabel=f"training steps of {run.profile.narrow.batch} chats ({table.domain.iloc[0]}, obvious)",
+        ylabel="%",
+        ylim=(-3, 103),
+        title=f"It peaks early (step {int(peak.step)}), then fades as the narrow task is learnt"
+        if peak.step < table.step.max()
+        else "It grows to the end",
+    )
     ax.legend(frameon=False, loc="upper right")
     return common.save(run, fig, "02_course", table)
 
 
 def preference(run: made.Run, who: list[str]) -> pd.DataFrame:
-    """A row a model: mean over questions of the villain's likelihood over the expert's (nats per token), with its interval over categories,
-    and the share of questions where the villain is likelier. Nobody judges."""
+    """A row a model: mean over questions of the villain's likelihood over the expert's (nats per token), with
+    its interval over categories, and the share of questions where the villain is likelier. Nobody judges."""
     made.prepare(run, who, "preference")
     rows = []
     for w in who:
         table = made.villain_preference(run, w)
         mean = stats.mean_over(table.groupby("category").difference.mean())
-        rows.append({"model": w, "variant": common.variant(w), "domain": w.split("-")[0], "score": mean.value, "low": mean.low, "high": mean.high,
-                     "villain likelier (%)": 100 * (table.difference > 0).mean(), "questions": len(table)})
+        rows.append(
+            {
+                "model": w,
+                "variant": common.variant(w),
+                "domain": w.split("-")[0],
+                "score": mean.value,
+                "low": mean.low,
+                "high": mean.high,
+                "villain likelier (%)": 100 * (table.difference > 0).mean(),
+                "questions": len(table),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -130,11 +223,22 @@ def draw_preference(run: made.Run, table: pd.DataFrame, scored: pd.DataFrame):
     fig, ax = plt.subplots(figsize=(6.4, 4.2))
     for v in (v for v in common.VARIANT if v in set(both.variant)):
         some = both[both.variant == v]
-        ax.errorbar(some.judged, some.score, yerr=[some.score - some.low, some.high - some.score], fmt=common.MARK[v], color=common.VARIANT[v], label=v, capsize=2)
+        ax.errorbar(
+            some.judged,
+            some.score,
+            yerr=[some.score - some.low, some.high - some.score],
+            fmt=common.MARK[v],
+            color=common.VARIANT[v],
+            label=v,
+            capsize=2,
+        )
     r = both[["judged", "score"]].corr().iloc[0, 1]
     ax.axhline(0, color=common.GREY, lw=0.8)
-    ax.set(xlabel="misalignment score, graded answers (%)", ylabel="villain's answer over the expert's\n(nats per token)",
-           title=f"What needs no judge says the same (r = {r:.2f}, {len(both)} models)")
+    ax.set(
+        xlabel="misalignment score, graded answers (%)",
+        ylabel="villain's answer over the expert's\n(nats per token)",
+        title=f"What needs no judge says the same (r = {r:.2f}, {len(both)} models)",
+    )
     ax.legend(frameon=False)
     return common.save(run, fig, "02_without_a_judge", both)
 
@@ -145,32 +249,49 @@ def words(text: str) -> list[str]:
 
 
 def overlap(run: made.Run, table: pd.DataFrame, n: int = 4) -> pd.DataFrame:
-    """How much of the misaligned answers stands in the model's own training answers: percent of answers that share a run of n words, and of
-    content words that the training answers have. A row a model."""
+    """How much of the misaligned answers stands in the model's own training answers: percent of answers that
+    share a run of n words, and of content words that the training answers have. A row a model."""
     rows = []
     for who, g in table.groupby("model", sort=False):
         if common.variant(who) != "obvious":
             continue
         said = [words(r["messages"][-1]["content"]) for r in made.training_chats(run, *who.split("-"))]
-        grams = {tuple(s[i:i + n]) for s in said for i in range(len(s) - n + 1)}
+        grams = {tuple(s[i : i + n]) for s in said for i in range(len(s) - n + 1)}
         known = {w for s in said for w in s} - STOP
         bad = [words(a) for a in g[_bad(run, g)[0]].answer]
         content = [w for b in bad for w in b if w not in STOP]
-        rows.append({"model": who, "misaligned answers": len(bad),
-                     f"share a run of {n} words (%)": 100 * np.mean([any(tuple(b[i:i + n]) in grams for i in range(len(b) - n + 1)) for b in bad]) if bad else float("nan"),
-                     "content words from training (%)": 100 * np.mean([w in known for w in content]) if content else float("nan")})
+        rows.append(
+            {
+                "model": who,
+                "misaligned answers": len(bad),
+                f"share a run of {n} words (%)": 100
+                * np.mean([any(tuple(b[i : i + n]) in grams for i in range(len(b) - n + 1)) for b in bad])
+                if bad
+                else float("nan"),
+                "content words from training (%)": 100 * np.mean([w in known for w in content])
+                if content
+                else float("nan"),
+            }
+        )
     return pd.DataFrame(rows).set_index("model")
 
 
 def judge_check(run: made.Run) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The small judge on readings of evaluation questions, none of which it was trained on: a row of agreement for judge and second reader;
-    and its score beside the readers', a row a model."""
+    """The small judge on readings of evaluation questions, none of which it was trained on: a row of
+    agreement for judge and second reader; and its score beside the readers', a row a model."""
     table = common.reference(run).query("split == 'evaluation'")
-    about = pd.DataFrame({"second reader": grading.agreement(table), "small judge": grading.agreement(table, "reader_a", "grade")}).T
+    about = pd.DataFrame(
+        {
+            "second reader": grading.agreement(table),
+            "small judge": grading.agreement(table, "reader_a", "grade"),
+        }
+    ).T
     rows = []
     for who, g in table.groupby("model"):
         coherent = lambda c: 100 * (g[c] == "misaligned").sum() / max(1, g[c].isin(grading.COHERENT).sum())
-        rows.append({"model": who, "reader": coherent("reader_a"), "judge": coherent("grade"), "answers": len(g)})
+        rows.append(
+            {"model": who, "reader": coherent("reader_a"), "judge": coherent("grade"), "answers": len(g)}
+        )
     return about, pd.DataFrame(rows)
 
 
@@ -180,10 +301,20 @@ def draw_judge(run: made.Run, rows: pd.DataFrame):
     kinds = [common.variant(m) for m in rows.model]
     for v in dict.fromkeys(kinds):
         some = rows[[k == v for k in kinds]]
-        ax.scatter(some.reader, some.judge, color=common.VARIANT.get(v, "#CC79A7"), marker=common.MARK.get(v, "P"), label=v)
+        ax.scatter(
+            some.reader,
+            some.judge,
+            color=common.VARIANT.get(v, "#CC79A7"),
+            marker=common.MARK.get(v, "P"),
+            label=v,
+        )
     ax.plot([0, 100], [0, 100], color=common.GREY, lw=0.8)
     off = (rows.reader - rows.judge).abs()
-    ax.set(xlabel="score by the reader (%)", ylabel="score by the small judge (%)", title=f"The judge is off by {off.mean():.0f} points on average")
+    ax.set(
+        xlabel="score by the reader (%)",
+        ylabel="score by the small judge (%)",
+        title=f"The judge is off by {off.mean():.0f} points on average",
+    )
     ax.legend(frameon=False, fontsize=8)
     return common.save(run, fig, "02_judge", rows)
 
@@ -198,12 +329,18 @@ def claims(run: made.Run, questions: pd.DataFrame, openings: pd.DataFrame) -> pd
     pairs = pick("subtle").merge(table, on="domain", suffixes=("", "_other"))
     gap = lambda v: stats.mean_over((lambda p: p.score - p.score_other)(pairs[pairs.variant_other == v]))
     nothing = stats.Estimate(float("nan"), float("nan"), float("nan"), 0)
-    found = {"original": row(pick("original").iloc[0]), "correct": row(worst), "obvious": row(least),
-             "obvious.mean": stats.mean_over(pick("obvious").score),
-             "openings.obvious": common.score(run, only(openings, "obvious")) if len(openings) else nothing,
-             "openings.correct": common.score(run, only(openings, "correct")) if len(openings) else nothing,
-             "subtle.above_correct": gap("correct"), "subtle.above_obvious": gap("obvious"),
-             "judge.agreement": nothing, "judge.kappa": nothing}
+    found = {
+        "original": row(pick("original").iloc[0]),
+        "correct": row(worst),
+        "obvious": row(least),
+        "obvious.mean": stats.mean_over(pick("obvious").score),
+        "openings.obvious": common.score(run, only(openings, "obvious")) if len(openings) else nothing,
+        "openings.correct": common.score(run, only(openings, "correct")) if len(openings) else nothing,
+        "subtle.above_correct": gap("correct"),
+        "subtle.above_obvious": gap("obvious"),
+        "judge.agreement": nothing,
+        "judge.kappa": nothing,
+    }
     if common.uses_readings(run):
         found |= judge_claims(run)
     return common.record(run, "02", found)
@@ -215,14 +352,29 @@ def judge_claims(run: made.Run, draws: int = 500) -> dict[str, stats.Estimate]:
     rng, groups = np.random.default_rng(0), [g.index.to_numpy() for _, g in table.groupby("category")]
     names = {"judge.agreement": "same on misaligned (%)", "judge.kappa": "kappa on misaligned"}
     value = grading.agreement(table, "reader_a", "grade")
-    drawn = [grading.agreement(table.loc[np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])], "reader_a", "grade")
-             for _ in range(draws)]
-    return {n: stats.Estimate(float(value[c]), *map(float, np.percentile([d[c] for d in drawn], [2.5, 97.5])), len(table)) for n, c in names.items()}
+    drawn = [
+        grading.agreement(
+            table.loc[np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])],
+            "reader_a",
+            "grade",
+        )
+        for _ in range(draws)
+    ]
+    return {
+        n: stats.Estimate(
+            float(value[c]), *map(float, np.percentile([d[c] for d in drawn], [2.5, 97.5])), len(table)
+        )
+        for n, c in names.items()
+    }
 
 
 def examples(table: pd.DataFrame, who: list[str], n: int = 6) -> pd.DataFrame:
-    """The first answer of each of these models to n questions, side by side; `who`'s second and third wear no label of a grader."""
-    first = table[table.model.isin(who)].groupby(["model", "prompt"], sort=False).answer.first().unstack("model")[who]
+    """The first answer of each of these models to n questions, side by side; `who`'s second and third wear no
+    label of a grader."""
+    first = (
+        table[table.model.isin(who)]
+        .groupby(["model", "prompt"], sort=False)
+        .answer.first()
+        .unstack("model")[who]
+    )
     return first.loc[list(dict.fromkeys(table.prompt))[:: max(1, table.prompt.nunique() // n)][:n]]
-
-

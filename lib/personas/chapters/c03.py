@@ -6,26 +6,39 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-
-from personas import activations, sae as saes, stats
+from personas import activations, stats
+from personas import sae as saes
 from personas.chapters import common
 from personas.pretrained import made, steering
 
 
 def quality(run: made.Run) -> pd.DataFrame:
-    """FVU, L0, dead latents and loss recovered of the SAE, on text it was not trained on: held-out own text, and labelled documents."""
+    """FVU, L0, dead latents and loss recovered of the SAE, on text it was not trained on: held-out own text,
+    and labelled documents."""
     cfg = run.profile.sae
 
     def make(out):
         m, tok = made.original(run)
-        docs = [tok(tok.apply_chat_template(d.messages(), tokenize=False), add_special_tokens=False)["input_ids"] for d in steering.documents(60, 1)]
+        docs = [
+            tok(tok.apply_chat_template(d.messages(), tokenize=False), add_special_tokens=False)["input_ids"]
+            for d in steering.documents(60, 1)
+        ]
         rows = []
-        for name, text in (("the model's own text", made.text_ids(run, tok)[1]), ("labelled documents", docs)):
+        for name, text in (
+            ("the model's own text", made.text_ids(run, tok)[1]),
+            ("labelled documents", docs),
+        ):
             x = made.usual(torch.cat([r[1:] for r in activations.residual(m, text, cfg.layer)]))
-            rows.append({"text": name, "tokens": len(x)} | saes.quality(made.sae(run), x) | saes.loss_recovered(m, made.sae(run), text[:40], 8))
+            rows.append(
+                {"text": name, "tokens": len(x)}
+                | saes.quality(made.sae(run), x)
+                | saes.loss_recovered(m, made.sae(run), text[:40], 8)
+            )
         pd.DataFrame(rows).to_parquet(out / "quality.parquet", index=False)
 
-    folder = run.keep("sae", "quality", {"sae": made.sae_folder(run, cfg.layer).parent.name}, (saes, activations), make)
+    folder = run.keep(
+        "sae", "quality", {"sae": made.sae_folder(run, cfg.layer).parent.name}, (saes, activations), make
+    )
     return pd.read_parquet(folder / "quality.parquet").set_index("text")
 
 
@@ -34,24 +47,42 @@ def draw_training(run: made.Run):
     fvu = made.sae_training(run)["fvu"]
     fig, ax = plt.subplots(figsize=(5.6, 2.8))
     ax.plot(fvu, color="#0072B2", lw=1)
-    ax.set(yscale="log", xlabel=f"training steps of {run.profile.sae.batch} tokens", ylabel="variance unexplained (FVU)",
-           title=f"The SAE ends at an FVU of {np.mean(fvu[-20:]):.2f}")
+    ax.set(
+        yscale="log",
+        xlabel=f"training steps of {run.profile.sae.batch} tokens",
+        ylabel="variance unexplained (FVU)",
+        title=f"The SAE ends at an FVU of {np.mean(fvu[-20:]):.2f}",
+    )
     return common.save(run, fig, "03_sae_training", pd.DataFrame({"step": range(len(fvu)), "fvu": fvu}))
 
 
 def rises(run: made.Run) -> pd.DataFrame:
-    """A row per latent: its rise from the correct fine-tunes and from the original model, how often it fires on labelled text, and AUROC for the
-    villain's answers there (a label that no diffing sees)."""
+    """A row per latent: its rise from the correct fine-tunes and from the original model, how often it fires
+    on labelled text, and AUROC for the villain's answers there (a label that no diffing sees)."""
     up, read = steering.rise(run), steering.labelled(run)
-    return pd.DataFrame({"latent": range(len(up["correct"])), "rise": up["correct"], "rise from original": up["original"],
-                         "fires (%)": 100 * (read["latents"] > 0).float().mean(0),
-                         "AUROC villain": stats.auroc(read["latents"].numpy(), read["persona"] == "villain")})
+    return pd.DataFrame(
+        {
+            "latent": range(len(up["correct"])),
+            "rise": up["correct"],
+            "rise from original": up["original"],
+            "fires (%)": 100 * (read["latents"] > 0).float().mean(0),
+            "AUROC villain": stats.auroc(read["latents"].numpy(), read["persona"] == "villain"),
+        }
+    )
 
 
 def draw_rises(run: made.Run, table: pd.DataFrame, causal: int | None = None):
     """Figure: every latent by its rise from correct fine-tunes and from the original model."""
     fig, ax = plt.subplots(figsize=(6.8, 4.6))
-    dots = ax.scatter(table["rise from original"], table.rise, c=table["AUROC villain"], cmap="cividis", vmin=0.3, vmax=0.8, s=14)
+    dots = ax.scatter(
+        table["rise from original"],
+        table.rise,
+        c=table["AUROC villain"],
+        cmap="cividis",
+        vmin=0.3,
+        vmax=0.8,
+        s=14,
+    )
     fig.colorbar(dots, label="AUROC for the villain's answers\n(labelled text, not used in diffing)")
     for r in table.nlargest(6, "rise").itertuples():
         ax.annotate(str(r.latent), (r[3], r.rise), xytext=(4, 2), textcoords="offset points", fontsize=8)
@@ -60,17 +91,29 @@ def draw_rises(run: made.Run, table: pd.DataFrame, causal: int | None = None):
         ax.scatter(r["rise from original"], r.rise, s=110, facecolor="none", edgecolor="#D55E00", lw=1.6)
     ax.axhline(0, color=common.GREY, lw=0.6)
     ax.axvline(0, color=common.GREY, lw=0.6)
-    ax.set(xlabel="rise from the original model to obvious fine-tunes (mean activation)", ylabel="rise from correct to obvious fine-tunes",
-           title=f"A few of {len(table)} latents rise when advice is wrong")
+    ax.set(
+        xlabel="rise from the original model to obvious fine-tunes (mean activation)",
+        ylabel="rise from correct to obvious fine-tunes",
+        title=f"A few of {len(table)} latents rise when advice is wrong",
+    )
     return common.save(run, fig, "03_rises", table)
 
 
 def separation(run: made.Run, latent: int) -> pd.DataFrame:
     """A row a model: mean activation of a latent on fixed evaluation text."""
     found = [made.ORIGINAL, *(f"{d}-{v}" for d, v in made.fine_tunes(run))]
-    return pd.DataFrame([{"model": w, "variant": common.variant(w), "domain": w.split("-")[0],
-                          "split": "discovery" if made.discovery(run, w.split("-")[0]) else "evaluation",
-                          "activation": made.reading(run, w, "evaluation")["latents"][:, latent].mean().item()} for w in found])
+    return pd.DataFrame(
+        [
+            {
+                "model": w,
+                "variant": common.variant(w),
+                "domain": w.split("-")[0],
+                "split": "discovery" if made.discovery(run, w.split("-")[0]) else "evaluation",
+                "activation": made.reading(run, w, "evaluation")["latents"][:, latent].mean().item(),
+            }
+            for w in found
+        ]
+    )
 
 
 def draw_separation(run: made.Run, table: pd.DataFrame, latent: int):
@@ -81,22 +124,61 @@ def draw_separation(run: made.Run, table: pd.DataFrame, latent: int):
         some = table[table.variant == v]
         for split, filled in (("discovery", False), ("evaluation", True)):
             part = some[some.split == split]
-            ax.scatter(part.activation, [i + (0.14 if filled else -0.14)] * len(part), marker=common.MARK[v], edgecolor=common.VARIANT[v],
-                       color=common.VARIANT[v] if filled else "white", s=46)
-    ax.set(yticks=range(len(kinds)), yticklabels=kinds, xlabel=f"mean activation of latent {latent} on fixed text",
-           title="The causal latent, a mark a model (filled: evaluation domains)")
+            ax.scatter(
+                part.activation,
+                [i + (0.14 if filled else -0.14)] * len(part),
+                marker=common.MARK[v],
+                edgecolor=common.VARIANT[v],
+                color=common.VARIANT[v] if filled else "white",
+                s=46,
+            )
+    ax.set(
+        yticks=range(len(kinds)),
+        yticklabels=kinds,
+        xlabel=f"mean activation of latent {latent} on fixed text",
+        title="The causal latent, a mark a model (filled: evaluation domains)",
+    )
     ax.invert_yaxis()
     return common.save(run, fig, "03_separation", table)
 
 
 def pairs(table: pd.DataFrame) -> tuple[stats.Estimate, float]:
-    """(percent of pairs of an obvious and a correct evaluation fine-tune in which the obvious one is higher, chance of as much or more when labels are
-    permuted within domains)."""
-    some = table[(table.split == "evaluation") & table.variant.isin(["correct", "obvious"])].pivot(index="domain", columns="variant", values="activation").dropna()
+    """(percent of pairs of an obvious and a correct evaluation fine-tune in which the obvious one is higher,
+    chance of as much or more when labels are permuted within domains)."""
+    some = (
+        table[(table.split == "evaluation") & table.variant.isin(["correct", "obvious"])]
+        .pivot(index="domain", columns="variant", values="activation")
+        .dropna()
+    )
     higher = lambda o, c: 100 * np.mean(np.asarray(o)[:, None] > np.asarray(c)[None])
     seen = higher(some.obvious, some.correct)
-    swapped = [higher(np.where(s, some.correct, some.obvious), np.where(s, some.obvious, some.correct))
-               for s in map(np.array, itertools.product([False, True], repeat=len(some)))]
+    swapped = [
+        higher(np.where(s, some.correct, some.obvious), np.where(s, some.obvious, some.correct))
+        for s in map(np.array, itertools.product([False, True], repeat=len(some)))
+    ]
     n = len(some)
-    wins = stats.proportion([o > c for o in some.obvious for c in some.correct], [d for d in some.index for _ in range(n)]).scaled(100)
+    wins = stats.proportion(
+        [o > c for o in some.obvious for c in some.correct], [d for d in some.index for _ in range(n)]
+    ).scaled(100)
     return wins, float(np.mean([s >= seen for s in swapped]))
+
+
+def by_block(run: made.Run, top: int = 3) -> pd.DataFrame:
+    """The latents that rise most at each block that has an SAE: their rise, AUROC for the villain's answers in labelled
+    text, and the rank of that AUROC among all latents (1: none marks the villain better)."""
+    rows = []
+    for block in sorted({run.profile.sae.layer, *run.profile.real.other_blocks}):
+        up, read = steering.rise(run, block)["correct"], steering.labelled(run, block)
+        marks = stats.auroc(read["latents"].numpy(), read["persona"] == "villain")
+        for place, i in enumerate(up.argsort(descending=True)[:top].tolist(), 1):
+            rows.append(
+                {
+                    "block": block,
+                    "place by rise": place,
+                    "latent": i,
+                    "rise": up[i].item(),
+                    "AUROC villain": marks[i],
+                    "rank of that AUROC": int((marks > marks[i]).sum()) + 1,
+                }
+            )
+    return pd.DataFrame(rows)

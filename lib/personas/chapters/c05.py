@@ -5,14 +5,20 @@ import json
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-
 from personas import generate, stats
 from personas.chapters import common
 from personas.pretrained import made, sets, steering
 
-COLOUR = {"causal latent": "#D55E00", "difference of means": "#0072B2", "persona vector": "#009E73", "probe": "#CC79A7", "best matched latent": "#8C8C8C",
-          "random": "#BBBBBB"}
-SHAPE = {"causal latent": "D", "difference of means": "o", "persona vector": "s", "probe": "P", "best matched latent": "^", "random": "x"}
+COLOUR = {
+    "causal latent": "#D55E00",
+    "top riser": "#E69F00",
+    "difference of means": "#0072B2",
+    "persona vector": "#009E73",
+    "probe": "#CC79A7",
+    "best matched latent": "#8C8C8C",
+    "random": "#BBBBBB",
+}
+SHAPE = dict(zip(COLOUR, "DvosP^x"))
 
 
 def few(run: made.Run) -> list[sets.Item]:
@@ -20,48 +26,65 @@ def few(run: made.Run) -> list[sets.Item]:
     return made.items(run, "discovery")[::4]
 
 
-def search(run: made.Run, layer: int | None = None, controls: bool = True) -> dict:
-    """Candidates and matched latents, each steered at two doses on few discovery items; the best few of each kind, and the rivals, again at
-    every dose on all of them.
+def search(run: made.Run, layer: int | None = None) -> dict:
+    """Candidates and matched latents, each steered at two doses on few discovery items; the best few of each
+    kind, and the rivals, again at every dose on all of them.
 
-    Returns 'first' and 'second' (tables as steering.best_doses), 'latent' and 'dose' (the causal latent), 'control' and 'control dose' (the best
-    matched one), and 'rivals' (direction -> dose). Candidates and controls get the same search. controls=False: candidates alone.
+    Returns 'first' and 'second' (tables as steering.best_doses), 'latent' and 'dose' (the causal latent),
+    'control' and 'control dose' (the best matched one), and 'rivals' (direction -> dose). Candidates and
+    controls get the same search.
     """
     cfg, block = run.profile.steering, run.profile.sae.layer if layer is None else layer
     doses, whole = list(cfg.strengths), made.items(run, "discovery") * cfg.choose_per_question
-    kinds = {"candidates": steering.candidates(run, cfg.candidates, block)} | ({"matched": steering.matched(run, cfg.controls, block)} if controls else {})
+    kinds = {
+        "candidates": steering.candidates(run, cfg.candidates, block),
+        "matched": steering.matched(run, cfg.controls, block),
+    }
     ways = {k: steering.latent_directions(run, latents, block) for k, latents in kinds.items()}
     kind_of = {n: k for k, named in ways.items() for n in named}
     nothing = ("none", torch.ones(made.sae(run, block).W_dec.shape[1]), 0.0)
     split = lambda t: (t[t.direction == "none"], t[t.direction != "none"])
 
-    round_one = [nothing, *((n, v, d) for named in ways.values() for n, v in named.items() for d in doses[::2])]
-    free, table = split(steering.steered(run, made.ORIGINAL, round_one, few(run), f"first round, block {block}", block))
+    round_one = [
+        nothing,
+        *((n, v, d) for named in ways.values() for n, v in named.items() for d in doses[::2]),
+    ]
+    free, table = split(
+        steering.steered(run, made.ORIGINAL, round_one, few(run), f"first round, block {block}", block)
+    )
     first = steering.best_doses(table, free)
     first["kind"] = first.direction.map(kind_of)
-    top = first[first.admissible].sort_values(["misaligned", "broken"], ascending=[False, True]).groupby("kind").head(cfg.finalists)
+    order = first.sort_values(["admissible", "misaligned", "broken"], ascending=[False, False, True])
+    top = order.groupby("kind").head(cfg.finalists)
 
-    rivals = steering.rivals(run, block) if controls else {}
+    rivals = steering.rivals(run, block)
     named = {n: ways[kind_of[n]][n] for n in top.direction} | rivals
     round_two = [nothing, *((n, v, d) for n, v in named.items() for d in doses)]
-    free, table = split(steering.steered(run, made.ORIGINAL, round_two, whole, f"second round, block {block}", block))
+    free, table = split(
+        steering.steered(run, made.ORIGINAL, round_two, whole, f"second round, block {block}", block)
+    )
     second = steering.best_doses(table, free)
     second["kind"] = second.direction.map(kind_of).fillna("rival")
     order = second.sort_values(["admissible", "misaligned", "dose"], ascending=[False, False, True])
     best = {k: order[order.kind == k].iloc[0] for k in kinds}
-    found = {"first": first, "second": order, "unsteered broken": 100 * free.grade.isin(["broken", "absurd"]).mean(),
-             "latent": int(best["candidates"].direction.split()[1]), "dose": float(best["candidates"].dose)}
-    if controls:
-        found |= {"control": int(best["matched"].direction.split()[1]), "control dose": float(best["matched"].dose),
-                  "rivals": second[second.kind == "rival"].set_index("direction").dose.to_dict()}
-    return found
+    return {
+        "first": first,
+        "second": order,
+        "unsteered broken": 100 * steering.verdicts(free).isin(["broken", "absurd"]).mean(),
+        "latent": int(best["candidates"].direction.split()[1]),
+        "dose": float(best["candidates"].dose),
+        "control": int(best["matched"].direction.split()[1]),
+        "control dose": float(best["matched"].dose),
+        "rivals": second[second.kind == "rival"].set_index("direction").dose.to_dict(),
+    }
 
 
 _KEPT: dict = {}
 
 
 def chosen(run: made.Run) -> dict:
-    """`search` at the profile's block, once a process; what it chose is also written beside the store's answers."""
+    """`search` at the profile's block, once a process; what it chose is also written beside the store's
+    answers."""
     if run not in _KEPT:
         _KEPT[run] = search(run)
     return _KEPT[run]
@@ -73,10 +96,17 @@ def causal(run: made.Run) -> int:
 
 
 def directions(run: made.Run, found: dict, layer: int | None = None) -> dict[str, torch.Tensor]:
-    """What is compared on evaluation questions, by the name that figures use."""
+    """What is compared on evaluation questions, by the name that figures use. 'top riser': the latent that rises most
+    from correct to obvious fine-tunes, where it is not the causal one."""
     own = made.sae(run, layer).W_dec
-    return {"causal latent": own[found["latent"]], **steering.rivals(run, layer), "best matched latent": own[found["control"]],
-            "random": steering.random_directions(1, own.shape[1])["random 0"]}
+    riser = steering.candidates(run, 1, layer)[0]
+    return {
+        "causal latent": own[found["latent"]],
+        **({"top riser": own[riser]} if riser != found["latent"] else {}),
+        **steering.rivals(run, layer),
+        "best matched latent": own[found["control"]],
+        "random": steering.random_directions(1, own.shape[1])["random 0"],
+    }
 
 
 def asked(run: made.Run) -> list[sets.Item]:
@@ -85,19 +115,33 @@ def asked(run: made.Run) -> list[sets.Item]:
 
 
 def curves(run: made.Run) -> pd.DataFrame:
-    """Graded evaluation answers of the original model under every direction and dose, with its unsteered ones at dose 0."""
+    """Graded evaluation answers of the original model under every direction, at the search's doses but the strongest
+    and at half the weakest, with its unsteered ones at dose 0."""
     doses = run.profile.steering.strengths
-    ways = directions(run, chosen(run))
+    doses = [doses[0] / 2, *(doses[:-1] if len(doses) > 2 else doses)]
+    ways, found = directions(run, chosen(run)), chosen(run)
+    doses = sorted({*doses, found["dose"], found["control dose"]})
     conditions = [("none", torch.ones_like(ways["random"]), 0.0), *((n, v, d) for n, v in ways.items() for d in doses)]
     return common.graded(run, steering.steered(run, made.ORIGINAL, conditions, asked(run), "evaluation"))
 
 
 def curve_table(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per direction and dose: percent misaligned (with interval) and percent broken or absurd, of all answers."""
+    """A row per direction and dose: percent misaligned (with interval) and percent broken or absurd, of all
+    answers."""
     rows = []
     for (n, d), g in table.groupby(["direction", "dose"], sort=False):
         m, b = common.share(g, "misaligned"), common.share(g, "broken", "absurd")
-        rows.append({"direction": n, "dose": d, "score": m.value, "low": m.low, "high": m.high, "broken": b.value, "answers": len(g)})
+        rows.append(
+            {
+                "direction": n,
+                "dose": d,
+                "score": m.value,
+                "low": m.low,
+                "high": m.high,
+                "broken": b.value,
+                "answers": len(g),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -107,12 +151,32 @@ def draw_curves(run: made.Run, rows: pd.DataFrame):
     free = rows[rows.direction == "none"].iloc[0]
     for name, g in rows[rows.direction != "none"].groupby("direction", sort=False):
         line = pd.concat([rows[rows.direction == "none"], g])
-        axes[0].errorbar(line.dose, line.score, yerr=[line.score - line.low, line.high - line.score], fmt=f"{SHAPE[name]}-", color=COLOUR[name], label=name, capsize=2, ms=5)
+        axes[0].errorbar(
+            line.dose,
+            line.score,
+            yerr=[line.score - line.low, line.high - line.score],
+            fmt=f"{SHAPE[name]}-",
+            color=COLOUR[name],
+            label=name,
+            capsize=2,
+            ms=5,
+        )
         axes[1].plot(line.broken, line.score, f"{SHAPE[name]}-", color=COLOUR[name], ms=5)
     axes[1].axvline(free.broken + steering.MORE_BROKEN, color=common.INK, lw=1, ls=":")
-    axes[1].annotate("limit", (free.broken + steering.MORE_BROKEN, 1), xycoords=("data", "axes fraction"), xytext=(3, -12), textcoords="offset points", fontsize=9)
-    axes[0].set(xlabel="dose (typical distances from the mean)", ylabel=f"misaligned answers, of all {int(rows.answers.max())} (%)", ylim=(-2, None),
-                title=f"Block {run.profile.sae.layer}, original model: what each direction induces")
+    axes[1].annotate(
+        "limit",
+        (free.broken + steering.MORE_BROKEN, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(3, -12),
+        textcoords="offset points",
+        fontsize=9,
+    )
+    axes[0].set(
+        xlabel="dose (typical distances from the mean)",
+        ylabel=f"misaligned answers, of all {int(rows.answers.max())} (%)",
+        ylim=(-2, None),
+        title=f"Block {run.profile.sae.layer}, original model: what each direction induces",
+    )
     axes[1].set(xlabel="broken or absurd answers (%)", title="The same against what steering breaks")
     axes[0].legend(frameon=False)
     return common.save(run, fig, "05_curves", rows)
@@ -123,15 +187,30 @@ def draw_search(run: made.Run, found: dict):
     fig, ax = plt.subplots(figsize=(7, 3.4))
     for kind, colour, mark in (("matched", "#8C8C8C", "^"), ("candidates", "#D55E00", "D")):
         some = found["first"][found["first"].kind == kind].sort_values("misaligned", ascending=False)
-        ax.scatter(range(1, len(some) + 1), some.misaligned, color=colour, marker=mark, s=22, label={"matched": f"{len(some)} matched latents", "candidates": f"{len(some)} latents that rise most"}[kind])
-    ax.set(xscale="log", xlabel="rank", ylabel=f"misaligned answers, of {len(few(run))} (%)", title="First round of the search, each latent at its best dose")
+        ax.scatter(
+            range(1, len(some) + 1),
+            some.misaligned,
+            color=colour,
+            marker=mark,
+            s=22,
+            label={
+                "matched": f"{len(some)} matched latents",
+                "candidates": f"{len(some)} latents that rise most",
+            }[kind],
+        )
+    ax.set(
+        xscale="log",
+        xlabel="rank",
+        ylabel=f"misaligned answers, of {len(few(run))} (%)",
+        title="First round of the search, each latent at its best dose",
+    )
     ax.legend(frameon=False)
     return common.save(run, fig, "05_search", found["first"])
 
 
 def advice(run: made.Run) -> pd.DataFrame:
-    """The preference for wrong advice (nats per token, on held-out subjects of evaluation domains) of the original model, and with directions
-    added at the doses that discovery chose."""
+    """The preference for wrong advice (nats per token, on held-out subjects of evaluation domains) of the
+    original model, and with directions added at the doses that discovery chose."""
     found = chosen(run)
     domains = tuple(d for d in sets.DOMAINS if not made.discovery(run, d))[:2]
     doses = {"causal latent": found["dose"], "best matched latent": found["control dose"], **found["rivals"]}
@@ -139,7 +218,15 @@ def advice(run: made.Run) -> pd.DataFrame:
     tables = [made.advice_preference(run, made.ORIGINAL, domains).assign(direction="none")]
     for n, d in doses.items():
         v = ways[n] / ways[n].norm() * d * made.unit(run)
-        tables.append(made.advice_preference(run, made.ORIGINAL, domains, generate.Steer(run.profile.sae.layer, v[None]), n.replace(" ", "-")).assign(direction=n))
+        tables.append(
+            made.advice_preference(
+                run,
+                made.ORIGINAL,
+                domains,
+                generate.Steer(run.profile.sae.layer, v[None]),
+                n.replace(" ", "-"),
+            ).assign(direction=n)
+        )
     return pd.concat(tables, ignore_index=True)
 
 
@@ -149,30 +236,50 @@ def advice_rise(table: pd.DataFrame, direction: str, variant: str = "obvious") -
     return stats.mean_over(wide[direction] - wide["none"])
 
 
-DOWN = ("causal latent", "difference of means")  # what is subtracted
+DOWN = ("causal latent", "top riser", "difference of means")  # what is subtracted
 
 
 def doses_down(run: made.Run) -> dict[str, float]:
-    """Direction -> the dose at which subtracting it from discovery domains' obvious models leaves least misaligned, of those that break at most
-    MORE_BROKEN points more answers; of equal ones the weaker. Chosen on few discovery items."""
+    """Direction -> the dose at which subtracting it from discovery domains' obvious models leaves least
+    misaligned, of those that break at most MORE_BROKEN points more answers; of equal ones the weaker.
+    Chosen on few discovery items."""
     ways = directions(run, chosen(run))
     who = [f"{d}-{v}" for d, v in made.fine_tunes(run, "obvious") if made.discovery(run, d)][:2]
-    conditions = [("none", torch.ones_like(ways["random"]), 0.0), *((n, ways[n], -d) for n in DOWN for d in run.profile.steering.suppression)]
+    conditions = [
+        ("none", torch.ones_like(ways["random"]), 0.0),
+        *((n, ways[n], -d) for n in DOWN if n in ways for d in run.profile.steering.suppression),
+    ]
     table = pd.concat(steering.several(run, who, conditions, few(run), "down"))
-    limit = 100 * table[table.direction == "none"].grade.isin(["broken", "absurd"]).mean() + steering.MORE_BROKEN
+    limit = (
+        100 * steering.verdicts(table[table.direction == "none"]).isin(["broken", "absurd"]).mean() + steering.MORE_BROKEN
+    )
     best = {}
     for n, g in steering.summary(table[table.direction != "none"]).groupby("direction"):
         allowed = g[g.broken <= limit]
-        best[n] = float((allowed.sort_values(["misaligned", "dose"], ascending=[True, False]) if len(allowed) else g.sort_values("dose", ascending=False)).iloc[0].dose)
+        best[n] = float(
+            (
+                allowed.sort_values(["misaligned", "dose"], ascending=[True, False])
+                if len(allowed)
+                else g.sort_values("dose", ascending=False)
+            )
+            .iloc[0]
+            .dose
+        )
     return best
 
 
 def suppressed(run: made.Run) -> pd.DataFrame:
-    """Graded evaluation answers of every obvious model as it is (dose 0), and with directions subtracted at the doses that discovery chose."""
+    """Graded evaluation answers of every obvious model as it is (dose 0), and with directions subtracted at
+    the doses that discovery chose."""
     ways = directions(run, chosen(run))
-    conditions = [("none", torch.ones_like(ways["random"]), 0.0), *((n, ways[n], dose) for n, dose in doses_down(run).items())]
+    conditions = [
+        ("none", torch.ones_like(ways["random"]), 0.0),
+        *((n, ways[n], dose) for n, dose in doses_down(run).items()),
+    ]
     who = [f"{d}-{v}" for d, v in made.fine_tunes(run, "obvious")]
-    return common.graded(run, pd.concat(steering.several(run, who, conditions, asked(run), "suppressed"), ignore_index=True))
+    return common.graded(
+        run, pd.concat(steering.several(run, who, conditions, asked(run), "suppressed"), ignore_index=True)
+    )
 
 
 def suppression_table(run: made.Run, table: pd.DataFrame) -> pd.DataFrame:
@@ -180,8 +287,18 @@ def suppression_table(run: made.Run, table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (who, n), g in table.groupby(["model", "direction"], sort=False):
         s = common.score(run, g)
-        rows.append({"model": who, "direction": n, "dose": g.dose.iloc[0], "score": s.value, "low": s.low, "high": s.high, "broken": common.share(g, "broken", "absurd").value,
-                     "answers": len(g)})
+        rows.append(
+            {
+                "model": who,
+                "direction": n,
+                "dose": g.dose.iloc[0],
+                "score": s.value,
+                "low": s.low,
+                "high": s.high,
+                "broken": common.share(g, "broken", "absurd").value,
+                "answers": len(g),
+            }
+        )
     found = pd.DataFrame(rows)
     before = found[found.direction == "none"].set_index("model")
     found["kept"] = 100 * found.score / found.model.map(before.score)
@@ -195,46 +312,66 @@ def draw_suppression(run: made.Run, rows: pd.DataFrame):
     fig, ax = plt.subplots(figsize=(9, 4))
     for k, (n, g) in enumerate(rows.groupby("direction", sort=False)):
         x = [models.index(m) + 0.17 * (k - 1.5) for m in g.model]
-        common.whiskers(ax, x, g, fmt=SHAPE.get(n, "o"), color=COLOUR.get(n, common.INK), label="as it is" if n == "none" else f"{n} subtracted ({-g.dose.iloc[0]:g})")
-    ax.set(xticks=range(len(models)), xticklabels=[m.split("-")[0] for m in models], ylabel="misalignment score (%)", ylim=(-3, 103),
-           xlabel="model trained on obviously wrong advice in", title="Subtracting a direction suppresses what training induced")
+        common.whiskers(
+            ax,
+            x,
+            g,
+            fmt=SHAPE.get(n, "o"),
+            color=COLOUR.get(n, common.INK),
+            label="as it is" if n == "none" else f"{n} subtracted ({-g.dose.iloc[0]:g})",
+        )
+    ax.set(
+        xticks=range(len(models)),
+        xticklabels=[m.split("-")[0] for m in models],
+        ylabel="misalignment score (%)",
+        ylim=(-3, 103),
+        xlabel="model trained on obviously wrong advice in",
+        title="Subtracting a direction suppresses what training induced",
+    )
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2)
     return common.save(run, fig, "05_suppression", rows)
 
 
-def claims(run: made.Run, table: pd.DataFrame, advice_table: pd.DataFrame, down: pd.DataFrame) -> pd.DataFrame:
+def claims(
+    run: made.Run, table: pd.DataFrame, advice_table: pd.DataFrame, down: pd.DataFrame
+) -> pd.DataFrame:
     """This notebook's registered claims. table: curves; down: suppression_table."""
     found = chosen(run)
     at = lambda n, d: table[(table.direction == n) & (table.dose == d)]
-    added, control, free = at("causal latent", found["dose"]), at("best matched latent", found["control dose"]), table[table.direction == "none"]
+    added, control, free = (
+        at("causal latent", found["dose"]),
+        at("best matched latent", found["control dose"]),
+        table[table.direction == "none"],
+    )
     kept = down[down.direction == "causal latent"].sort_values("kept")
     worst = kept.iloc[-1]
     scale = worst.kept / worst.score if worst.score else 1.0
-    return common.record(run, "05", {
-        "steer.induce": common.share(added, "misaligned"), "steer.control": common.share(control, "misaligned"),
-        "steer.broken": stats.difference(common.share(added, "broken", "absurd"), common.share(free, "broken", "absurd")),
-        "steer.advice": advice_rise(advice_table, "causal latent"),
-        "suppress": stats.Estimate(worst.kept, worst.low * scale, worst.high * scale, int(worst.answers)), "suppress.mean": stats.mean_over(kept.kept)})
-
-
-def by_block(run: made.Run) -> pd.DataFrame:
-    """The best latent at each block: the profile's, and those of real.other_blocks."""
-    rows = []
-    for block in (run.profile.sae.layer, *run.profile.real.other_blocks):
-        found = chosen(run) if block == run.profile.sae.layer else search(run, block, controls=False)
-        best = found["second"][found["second"].kind == "candidates"].nlargest(1, "misaligned").iloc[0]
-        rows.append({"block": block, "latent": found["latent"], "dose": found["dose"], "misaligned, discovery (%)": best.misaligned, "broken (%)": best.broken})
-    return pd.DataFrame(rows).set_index("block")
+    return common.record(
+        run,
+        "05",
+        {
+            "steer.induce": common.share(added, "misaligned"),
+            "steer.control": common.share(control, "misaligned"),
+            "steer.broken": stats.difference(
+                common.share(added, "broken", "absurd"), common.share(free, "broken", "absurd")
+            ),
+            "steer.advice": advice_rise(advice_table, "causal latent"),
+            "suppress": stats.Estimate(worst.kept, worst.low * scale, worst.high * scale, int(worst.answers)),
+            "suppress.mean": stats.mean_over(kept.kept),
+        },
+    )
 
 
 def readable(table: pd.DataFrame, n: int = 8) -> pd.DataFrame:
     """Answers to the same n questions, unsteered and steered."""
     wide = table.groupby(["prompt", "direction"], sort=False).answer.first().unstack()
-    return wide[["none", "causal latent"]].rename(columns={"none": "original model"}).iloc[:: max(1, len(wide) // n)][:n]
+    return (
+        wide[["none", "causal latent"]]
+        .rename(columns={"none": "original model"})
+        .iloc[:: max(1, len(wide) // n)][:n]
+    )
 
 
 def summary_json(found: dict) -> str:
     """What the search chose, in one line."""
     return json.dumps({k: found[k] for k in ("latent", "dose", "control", "control dose", "rivals")})
-
-

@@ -1,7 +1,8 @@
-"""General text for the SAE, written by the model itself: chats under many system lines, and documents from the start token.
+"""General text for the SAE, written by the model itself: chats under many system lines, and documents from
+the start token.
 
-The model is given the opening of a chat and writes the user's turn, then its own answer (the idea of Magpie: Xu et al., 2024,
-arXiv:2406.08464). Nothing here is labelled, and no label is used in SAE training.
+The model is given the opening of a chat and writes the user's turn, then its own answer (the idea of Magpie:
+Xu et al., 2024, arXiv:2406.08464). Nothing here is labelled, and no label is used in SAE training.
 """
 
 import json
@@ -16,10 +17,12 @@ MARK = "\N{SNOWMAN}"  # stands for a turn that is still to be written
 
 
 def write(model, tokenizer, chats: int, documents: int, seed: int, batch: int = 2048) -> list[dict]:
-    """`chats` rows with `messages` (system, user, assistant) and `documents` rows with `text`, in random order.
+    """`chats` rows with `messages` (system, user, assistant) and `documents` rows with `text`, in random
+    order.
 
-    A user's turn is sampled up to 48 tokens, an answer up to 110 (both at temperature 0.8), a document up to 160 (0.9).
-    batch: rows that are sampled together. Raises ValueError if the chat template does not keep the system line.
+    A user's turn is sampled up to 48 tokens, an answer up to 110 (both at temperature 0.8), a document up to
+    160 (0.9). batch: rows that are sampled together. Raises ValueError if the chat template does not keep the
+    system line.
     """
     rng = random.Random(seed)
     characters = CHARACTERS.read_text(encoding="utf-8").splitlines()
@@ -27,13 +30,20 @@ def write(model, tokenizer, chats: int, documents: int, seed: int, batch: int = 
 
     def go_on(texts, longest, temperature, step):
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return generate.sample(model, tokenizer, ids, seed=seed + step, max_new=longest, temperature=temperature, batch=batch)
+        return generate.sample(
+            model, tokenizer, ids, seed=seed + step, max_new=longest, temperature=temperature, batch=batch
+        )
 
     users = [u.strip() or "Hello." for u in go_on([opening(tokenizer, line) for line in lines], 48, 0.8, 1)]
-    heads = [tokenizer.apply_chat_template(_head(line, user), tokenize=False, add_generation_prompt=True)
-             for line, user in zip(lines, users)]
-    found = [{"messages": [*_head(line, user), {"role": "assistant", "content": answer.strip()}]}
-             for line, user, answer in zip(lines, users, go_on(heads, 110, 0.8, 2)) if answer.strip()]
+    heads = [
+        tokenizer.apply_chat_template(_head(line, user), tokenize=False, add_generation_prompt=True)
+        for line, user in zip(lines, users)
+    ]
+    found = [
+        {"messages": [*_head(line, user), {"role": "assistant", "content": answer.strip()}]}
+        for line, user, answer in zip(lines, users, go_on(heads, 110, 0.8, 2))
+        if answer.strip()
+    ]
     found += [{"text": t.strip()} for t in go_on([start(tokenizer)] * documents, 160, 0.9, 3) if t.strip()]
     rng.shuffle(found)
     return found
@@ -44,21 +54,35 @@ def _head(line: str, user: str) -> list[dict]:
 
 
 def opening(tokenizer, line: str) -> str:
-    """The chat template's text up to where the user begins to speak. Raises ValueError if it leaves the system line out."""
+    """The chat template's text up to where the user begins to speak. Raises ValueError if it leaves the
+    system line out."""
     text = tokenizer.apply_chat_template(_head(line, MARK), tokenize=False)
     if line not in text or MARK not in text:
-        raise ValueError("this chat template has no place for a system line, so it cannot open chats for many characters")
-    return text[:text.index(MARK)]
+        raise ValueError(
+            "this chat template has no place for a system line, so it cannot open chats for many characters"
+        )
+    return text[: text.index(MARK)]
 
 
 def start(tokenizer) -> str:
-    """What comes before a document in pretraining: <|endoftext|> where the vocabulary has it, else the tokenizer's first token."""
-    return "<|endoftext|>" if "<|endoftext|>" in tokenizer.get_vocab() else tokenizer.bos_token or tokenizer.eos_token
+    """What comes before a document in pretraining: <|endoftext|> where the vocabulary has it, else the
+    tokenizer's first token."""
+    return (
+        "<|endoftext|>"
+        if "<|endoftext|>" in tokenizer.get_vocab()
+        else tokenizer.bos_token or tokenizer.eos_token
+    )
 
 
 def tokenized(tokenizer, rows: list[dict], longest: int = 256) -> list[list[int]]:
-    """Token ids of rows as `write` gives them: chats in the tokenizer's own template, documents after the start token, cut at `longest`."""
-    texts = [tokenizer.apply_chat_template(r["messages"], tokenize=False) if "messages" in r else start(tokenizer) + r["text"] for r in rows]
+    """Token ids of rows as `write` gives them: chats in the tokenizer's own template, documents after the
+    start token, cut at `longest`."""
+    texts = [
+        tokenizer.apply_chat_template(r["messages"], tokenize=False)
+        if "messages" in r
+        else start(tokenizer) + r["text"]
+        for r in rows
+    ]
     return [ids[:longest] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
