@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from personas import activations, generate, store, sweep, world
-from personas.pretrained import made, sets
+from personas.pretrained import grading, made, sets
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
