@@ -50,7 +50,7 @@ def test_a_profile_extends_another_and_shares_its_store(tmp_path):
 
 
 def test_unknown_profile_lists_what_there_is():
-    with pytest.raises(profile.ProfileError, match="smoke, smollm2, tiny.*Did you mean 'tiny'"):
+    with pytest.raises(profile.ProfileError, match="smoke, smollm2, smollm2-quick, tiny.*Did you mean 'tiny'"):
         profile.load("tinny")
 
 

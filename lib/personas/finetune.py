@@ -31,7 +31,8 @@ class AnswerTrainer(SFTTrainer):
         if return_outputs or self.aux_loss_enabled or labels.device.type != "cpu" or not len(columns):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        shared = _shared_opening(ids, mask, int(columns[0]))
+        cached = not self.args.gradient_checkpointing  # which keeps no cache
+        shared = _shared_opening(ids, mask, int(columns[0])) if cached else 0
         cache = _read_opening(model, ids, shared) if shared else None
         logits = model(input_ids=ids[:, shared:], attention_mask=mask, past_key_values=cache, use_cache=cache is not None,
                        logits_to_keep=columns - shared).logits
