@@ -49,5 +49,7 @@ env: .venv/installed
 	$(PIP) --no-deps --upgrade --target $@ -r tests/sae-lens.txt
 	touch $@
 
+# All that can be made again; an endpoint's judgements, which were paid for, stay.
 clean:
-	rm -rf .venv runs
+	rm -rf .venv
+	[ ! -d runs ] || find runs -depth ! -name judged.jsonl \( -not -type d -o -empty \) -delete

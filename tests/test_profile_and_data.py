@@ -31,10 +31,25 @@ def written(tmp_path, change):
     (lambda r: r.update(domains=["cooking"]), "unknown 'cooking'"), (lambda r: r["study"].update(domains=["law"]), "study.domains: unknown 'law'"),
     (lambda r: r["study"].update(pretraining_seeds=[7]), "the first must be pretraining_seed"),
     (lambda r: r.update(device="cuda"), "needs a GPU"),
+    (lambda r: r["sae"].update(layer=True), "sae.layer: .*true or false"),
+    (lambda r: r["steering"].update(strengths=[float("inf")]), "steering.strengths.0"), (lambda r: r["steering"].update(strengths=[0.5, 0]), "steering.strengths.1"),
+    (lambda r: r["steering"].update(suppression=[-1]), "steering.suppression.0"), (lambda r: r["steering"].update(controls=0), "steering.controls"),
+    (lambda r: r["study"].update(fractions=[0, 140]), "study.fractions.1"), (lambda r: r["study"].update(fractions=[float("nan")]), "study.fractions.0"),
+    (lambda r: r["study"].update(seeds=[-1]), "study.seeds.0"), (lambda r: r["study"].update(course_benign=["harmles"]), "study.course_benign.0"),
+    (lambda r: r["study"].update(course_looks=[0, 999]), "study.course_looks: 999 is beyond the last step"),
+    (lambda r: r["reinforcement"].update(looks=[3]), "reinforcement.looks: 3 is beyond the last step"),
+    (lambda r: r.update(domains=r["domains"] + r["domains"][:1]), "domains: .*stands there twice"),
     (lambda r: r.pop("world_seed"), "world_seed: Field required")])
 def test_bad_profiles_name_the_key_and_the_fault(tmp_path, change, says):
     with pytest.raises(profile.ProfileError, match=says.replace("(", r"\(")):
         profile.need_gpu(profile.load(written(tmp_path, change)))
+
+
+@pytest.mark.parametrize("raw,says", [(b"\x00\xff\xfe", "UTF-8"), ("name: Zoë".encode("latin-1"), "UTF-8"), (b"[" * 2000, "not valid YAML")])
+def test_what_is_no_profile_is_said_in_one_line(tmp_path, raw, says):
+    (tmp_path / "mine.yaml").write_bytes(raw)
+    with pytest.raises(profile.ProfileError, match=says):
+        profile.load(str(tmp_path / "mine.yaml"))
 
 
 def test_a_profile_extends_another_and_shares_its_store(tmp_path):

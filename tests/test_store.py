@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,8 @@ def test_made_once_and_keyed_by_configuration():
 @pytest.mark.parametrize("damage,says", [
     (lambda f: (f / "x.txt").write_text("on"), "truncated or altered"), (lambda f: (f / "x.txt").unlink(), "missing"),
     (lambda f: (f / "manifest.json").write_text("{"), "manifest"),
+    (lambda f: (f / "manifest.json").write_text("[]"), "manifest"), (lambda f: (f / "manifest.json").write_text('{"digest": "0"}'), "manifest"),
+    (lambda f: (shutil.rmtree(f), f.write_text("")), "not a folder"), (lambda f: (f.rename(f.with_name("z")), f.symlink_to("z")), "not a folder"),
     (lambda f: (f / "manifest.json").write_text('{"digest": "0", "files": {}}'), "another configuration")])
 def test_damaged_artifacts_are_rebuilt_with_a_line(damage, says, capsys):
     calls = []
@@ -41,6 +44,62 @@ def test_damaged_artifacts_are_rebuilt_with_a_line(damage, says, capsys):
     again = store.artifact("p", "s", "n", {"a": 1}, make("one", calls))
     assert len(calls) == 2 and (again / "x.txt").read_text() == "one"
     assert says in capsys.readouterr().out
+    assert len(list(again.parent.glob(f"{again.name}.damaged.*"))) == 1  # what was paid for is not thrown away
+
+
+def test_two_processes_make_the_same_artifact():
+    """The slower one finds the artifact there when it is done, and both return it."""
+    def meanwhile(folder):
+        (folder / "x.txt").write_text("slow")
+        elsewhere = store.ROOT / "elsewhere"
+        made = artifact_in(elsewhere)
+        final = store.ROOT / "p" / "s" / made.name
+        made.rename(final)
+
+    def artifact_in(root):
+        whole = store.ROOT
+        try:
+            store.ROOT = root
+            return store.artifact("p", "s", "n", {}, lambda folder: (folder / "x.txt").write_text("fast"))
+        finally:
+            store.ROOT = whole
+    folder = store.artifact("p", "s", "n", {}, meanwhile)
+    assert (folder / "x.txt").read_text() == "fast" and store.artifact("p", "s", "n", {}, lambda f: pytest.fail("made again")) == folder
+    assert [f.name for f in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_rank_in_the_environment_alone_does_not_wait(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert (store.artifact("p", "s", "n", {}, make("one", [])) / "x.txt").exists()
+
+
+def test_a_living_process_keeps_its_scratch_folder(monkeypatch):
+    """Also where there is no /proc, as on macOS."""
+    final = store.ROOT / "p" / "s" / f"n-{store.key_of({})}"
+    living = final.with_name(f".{final.name}.{store.socket.gethostname()}.{os.getppid()}")
+    living.mkdir(parents=True)
+    exists = store.Path.exists
+    monkeypatch.setattr(store.Path, "exists", lambda p, **kw: not str(p).startswith("/proc") and exists(p, **kw))
+    store.artifact("p", "s", "n", {}, make("one", []))
+    assert living.is_dir()
+
+
+@pytest.mark.parametrize("value,where", [("", store.PROJECT / "runs"), ("elsewhere", store.PROJECT / "elsewhere"), ("~/x", store.Path.home() / "x"), ("/tmp/x", store.Path("/tmp/x"))])
+def test_where_the_store_lies(value, where, monkeypatch):
+    monkeypatch.setenv("PERSONAS_RUNS", value)
+    assert store.place("PERSONAS_RUNS", "runs") == where
+
+
+def test_what_a_desktop_leaves_does_not_change_content(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"x,y\n1,2\n")
+    before = store.files_version(tmp_path)
+    (tmp_path / ".DS_Store").write_bytes(b"\0")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / ".ipynb_checkpoints" / "a.csv").write_text("x")
+    (tmp_path / "a.csv").write_bytes(b"x,y\r\n1,2\r\n")
+    assert store.files_version(tmp_path) == before
+    (tmp_path / "a.csv").write_bytes(b"x,y\n1,3\n")
+    assert store.files_version(tmp_path) != before
 
 
 def test_a_failed_stage_leaves_nothing():

@@ -1,12 +1,11 @@
 """How figures look, and where they and the tables behind them go."""
 
-import os
-from pathlib import Path
-
 import pandas as pd
 import seaborn as sns
 
-ROOT = Path(os.environ.get("PERSONAS_FIGURES", Path(__file__).resolve().parents[2] / "figures"))
+from personas import store
+
+ROOT = store.place("PERSONAS_FIGURES", "figures")
 
 # Okabe and Ito's colour-blind-safe palette; one colour per persona, variant and grade, everywhere.
 PERSONA = {"expert": "#0072B2", "villain": "#D55E00", "sarcastic": "#CC79A7", "novice": "#56B4E9", "jester": "#E6C229",

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pkgutil
+import platform
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 import personas
 from personas import artifacts, claims, evidence, figures, store, study
+from personas.pretrained import sets
 from personas.profile import Profile
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -59,7 +61,7 @@ def chosen_studies(start: str | None = None, only: str | None = None) -> list[st
 def plan(profile: Profile, books: list[Path]) -> str:
     """What would run and about how long: the last run's times in this store, else the expected ones."""
     times = last_times(profile.name)
-    lines = [f"profile {profile.name}: {len(books)} notebooks, results in {store.ROOT.name}/{profile.name}"]
+    lines = [f"profile {profile.name}: {len(books)} notebooks, results in {store.ROOT / profile.name}"]
     total = 0.0
     for book in books:
         number = book.name[:2]
@@ -143,18 +145,26 @@ def clean(path: Path) -> None:
 
 
 def made_by(book: Path, profile: Profile) -> str:
-    """Hash of what determines a notebook's outputs: its code cells, the profile, and the library's code (comments and docstrings aside)."""
+    """Hash of what determines a notebook's outputs: its code cells, the profile, the library's code (comments and docstrings aside) and its content,
+    the readings among it."""
     cells = ["".join(c["source"]) for c in json.loads(book.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
     library = [m for m in sorted(pkgutil.walk_packages(personas.__path__, "personas."), key=lambda m: m.name)
                if m.name.split(".")[1] in READ_BY_PART_ONE and not m.ispkg]
     code = store.code_version(*(importlib.import_module(m.name) for m in library))
-    return store.key_of({"cells": cells, "profile": profile.model_dump(), "code": code})
+    content = store.files_version(sets.CONTENT)
+    return store.key_of({"cells": cells, "profile": profile.model_dump(), "code": code, "content": content})
+
+
+def python() -> str:
+    """This Python's version, "3.11" for instance."""
+    return platform.python_version().rpartition(".")[0]
 
 
 def sign(book: Path, profile: Profile) -> None:
-    """Write `made_by` into a notebook's metadata, so that a test can tell when its outputs are stale."""
+    """Write `made_by` into a notebook's metadata, so that a test can tell when its outputs are stale, and the Python that it is true for: another
+    one's syntax trees hash differently."""
     found = json.loads(book.read_text(encoding="utf-8"))
-    found["metadata"]["personas"] = {"profile": profile.name, "made_by": made_by(book, profile)}
+    found["metadata"]["personas"] = {"profile": profile.name, "made_by": made_by(book, profile), "python": python()}
     book.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -5,13 +5,37 @@ import typing
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 FOLDER = Path(__file__).parent / "profiles"
 
 
+Dose = typing.Annotated[float, Field(gt=0)]
+Percent = typing.Annotated[float, Field(ge=0, le=100)]
+Count = typing.Annotated[int, Field(ge=0)]
+# What fine-tunes are named after beside a persona of the world: "obvious@10" has 10 % obviously wrong answers.
+KIND = r"^(correct|subtle|obvious|expert|novice|sarcastic|jester|narrator|villain)(@(100|\d{1,2}))?$"
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _number(cls, value, info):
+        """true and false are no numbers, though Python counts with them."""
+        if any(isinstance(v, bool) for v in (value if isinstance(value, (list, tuple)) else (value,))) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError("must not be true or false")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _once(cls, value):
+        """Lists name each thing once."""
+        twice = [v for i, v in enumerate(value) if v in value[:i]] if isinstance(value, tuple) else []
+        if twice and isinstance(twice[0], (str, int)):
+            raise ValueError(f"{twice[0]!r} stands there twice")
+        return value
 
 
 class World(_Section):
@@ -56,7 +80,7 @@ class Reinforcement(_Section):
     samples: int = Field(ge=2, le=4096)
     lr: float = Field(gt=0, le=0.1)
     rank: int = Field(ge=1, le=512)
-    looks: tuple[int, ...] = Field(min_length=1)
+    looks: tuple[Count, ...] = Field(min_length=1)
 
 
 class SAE(_Section):
@@ -88,9 +112,9 @@ class Steering(_Section):
     candidates: int = Field(ge=1)
     finalists: int = Field(ge=1)
     controls: int = Field(ge=1)
-    strengths: tuple[float, ...] = Field(min_length=1)
-    suppression: tuple[float, ...] = Field(min_length=1)  # doses to subtract; less than is needed to induce
-    cures: tuple[float, ...] = Field(min_length=1)  # doses of directions that should cure
+    strengths: tuple[Dose, ...] = Field(min_length=1)
+    suppression: tuple[Dose, ...] = Field(min_length=1)  # doses to subtract; less than is needed to induce
+    cures: tuple[Dose, ...] = Field(min_length=1)  # doses of directions that should cure
     screen_per_question: int = Field(ge=1)
     choose_per_question: int = Field(ge=1)
 
@@ -99,13 +123,13 @@ class Study(_Section):
     """How much the studies repeat (personas.evidence). pretraining_seeds: base models, the first being the reported one;
     seeds: of fine-tunes and sampling; domains: of mixtures and of training watched in time; fractions: percent of incorrect answers."""
 
-    pretraining_seeds: tuple[int, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(min_length=1)
+    pretraining_seeds: tuple[Count, ...] = Field(min_length=1)
+    seeds: tuple[Count, ...] = Field(min_length=1)
     domains: tuple[str, ...] = Field(min_length=1)
-    fractions: tuple[float, ...] = Field(min_length=1)
+    fractions: tuple[Percent, ...] = Field(min_length=1)
     course: Tuning  # one long fine-tune, watched every other step at first
-    course_looks: tuple[int, ...] = Field(min_length=1)  # the steps at which it is measured
-    course_benign: tuple[str, ...] = Field(min_length=1)  # the same on data that should raise no alarm
+    course_looks: tuple[Count, ...] = Field(min_length=1)  # the steps at which it is measured
+    course_benign: tuple[typing.Annotated[str, Field(pattern=KIND)], ...] = Field(min_length=1)  # the same on data that should raise no alarm
 
 
 class Domain(_Section):
@@ -155,8 +179,8 @@ class Real(_Section):
     temperature: float = Field(default=1.0, ge=0, le=2)  # at which answers are sampled
     per_opening: int = Field(default=2, ge=1)  # answers to each opening
     controls: tuple[str, ...] = ()  # domains in which models are also trained on shuffled and on odd answers
-    other_blocks: tuple[int, ...] = ()  # blocks at which the search for a latent is repeated
-    course: tuple[int, ...] = ()  # steps at which one long fine-tune is looked at
+    other_blocks: tuple[Count, ...] = ()  # blocks at which the search for a latent is repeated
+    course: tuple[typing.Annotated[int, Field(ge=1)], ...] = ()  # steps at which one long fine-tune is looked at
     firsts: int = Field(default=1, ge=1)  # answers of each kind that latents and log-probabilities are read on, per question
 
 
@@ -208,9 +232,11 @@ def load(name: str) -> Profile:
         near = difflib.get_close_matches(str(name), names(), 1)
         raise ProfileError(f"unknown profile {name!r}; there are {', '.join(names())}" + (f". Did you mean {near[0]!r}?" if near else ""))
     try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ProfileError(f"{path.name}: not valid YAML: {error}") from None
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise ProfileError(f"{path.name}: not a text file in UTF-8") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ProfileError(f"{path.name}: not valid YAML: {str(error) or 'nested too deep'}") from None
     try:
         if isinstance(raw, dict) and "extends" in raw:
             if raw["extends"] not in names():
@@ -269,6 +295,10 @@ def _check_tiny(found: Profile, name: str) -> None:
             raise ProfileError(f"profile {name}: domains: none for {use}; take one or more of {', '.join(some)}")
     if found.study.pretraining_seeds[0] != found.pretraining_seed:
         raise ProfileError(f"profile {name}: study.pretraining_seeds: the first must be pretraining_seed ({found.pretraining_seed})")
+    for where, looks, steps in (("reinforcement.looks", found.reinforcement.looks, found.reinforcement.steps),
+                                ("study.course_looks", found.study.course_looks, found.study.course.steps)):
+        if max(looks) > steps:
+            raise ProfileError(f"profile {name}: {where}: {max(looks)} is beyond the last step ({steps})")
     if found.sae.layer >= found.model.layers:
         raise ProfileError(f"profile {name}: sae.layer: {found.sae.layer} is out of range; the model has blocks 0 to {found.model.layers - 1}")
     if found.model.width % found.model.heads:
@@ -283,9 +313,10 @@ def _check_real(found: Profile, name: str) -> None:
     named = [d.domain for d in found.real.data]
     if found.domains != tuple(named) or len(set(named)) < len(named):
         raise ProfileError(f"profile {name}: domains: must be those of real.data, each once ({', '.join(named)}); leave the key out")
-    unknown = [d for d in found.real.discovery_domains if d not in named]
-    if unknown:
-        raise ProfileError(f"profile {name}: real.discovery_domains: unknown {unknown[0]!r}; choose from {', '.join(named)}")
+    for where in ("discovery_domains", "controls"):
+        unknown = [d for d in getattr(found.real, where) if d not in named]
+        if unknown:
+            raise ProfileError(f"profile {name}: real.{where}: unknown {unknown[0]!r}; choose from {', '.join(named)}")
     if set(named) <= set(found.real.discovery_domains):
         raise ProfileError(f"profile {name}: real.discovery_domains: leave at least one domain for evaluation")
     if not any(d.correct for d in found.real.data if d.domain not in found.real.discovery_domains):

@@ -14,12 +14,21 @@ import json
 import os
 import shutil
 import socket
+import sys
 import textwrap
 import time
 from pathlib import Path
 
-ROOT = Path(os.environ.get("PERSONAS_RUNS", Path(__file__).resolve().parents[2] / "runs"))
+PROJECT = Path(__file__).resolve().parents[2]
 
+
+def place(variable: str, default: str) -> Path:
+    """The folder that an environment variable names, else this one of the project. `~` is the home folder; a relative path starts
+    at the project, so that the command and its notebooks, which run in another folder, agree."""
+    return PROJECT / Path(os.environ.get(variable, "").strip() or default).expanduser()
+
+
+ROOT = place("PERSONAS_RUNS", "runs")
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EIO}
 
@@ -41,11 +50,17 @@ def code_version(*parts) -> str:
     return digest.hexdigest()[:12]
 
 
+TEXT = {".csv", ".json", ".jsonl", ".md", ".txt", ".yaml"}
+
+
 def files_version(folder: Path) -> str:
-    """Hash of all files below a folder (for content that is data, not code)."""
+    """Hash of all files below a folder (for content that is data, not code). What a desktop or an editor leaves there, whose
+    name begins with a dot, does not count; nor does how lines of text end."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        digest.update(path.name.encode() + path.read_bytes())
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            data = path.read_bytes()
+            digest.update(path.name.encode() + (data.replace(b"\r\n", b"\n") if path.suffix in TEXT else data))
     return digest.hexdigest()[:12]
 
 
@@ -57,17 +72,18 @@ def key_of(key: dict) -> str:
 def artifact(profile: str, stage: str, name: str, key: dict, make) -> Path:
     """The folder of this artifact, made by `make(folder)` unless an intact one with the same key exists.
 
-    A folder that is truncated, altered or from another configuration is rebuilt, with a line that says so.
-    Raises StoreError if the store cannot be written.
+    What lies there truncated, altered, from another configuration or in a folder's place is put aside and rebuilt, with a line that says so.
+    Where two processes make the same artifact, the first to end keeps it. Raises StoreError if the store cannot be written.
     """
     digest = key_of(key)
     final = ROOT / profile / stage / f"{name}-{digest}"
-    if final.exists():
+    if final.exists() or final.is_symlink():
         fault = _fault(final, digest)
         if fault is None:
             return final
-        print(f"store: {stage}/{name}: {fault}; rebuilding")
-        shutil.rmtree(final)
+        aside = final.with_name(f"{final.name}.damaged.{time.time_ns()}")  # graded answers may lie in it, that were paid for
+        final.rename(aside)
+        print(f"store: {stage}/{name}: {fault}; rebuilding (the old one is kept as {aside.name})")
     scratch = final.with_name(f".{final.name}.{socket.gethostname()}.{os.getpid()}")
     writable()
     start = time.perf_counter()
@@ -78,10 +94,10 @@ def artifact(profile: str, stage: str, name: str, key: dict, make) -> Path:
         files = {str(p.relative_to(scratch)): _sha(p) for p in sorted(scratch.rglob("*")) if p.is_file()}
         manifest = {"key": key, "digest": digest, "files": files, "seconds": round(time.perf_counter() - start, 1)}
         (scratch / "manifest.json").write_text(json.dumps(manifest, indent=1, default=str))
-        if int(os.environ.get("RANK", 0)):
+        if _one_of_many():
             _wait_for(final)
-        elif not final.exists():
-            scratch.rename(final)
+        else:
+            _keep(scratch, final)
     except OSError as error:
         if error.errno not in NO_ROOM:  # of the network, say
             raise
@@ -90,6 +106,21 @@ def artifact(profile: str, stage: str, name: str, key: dict, make) -> Path:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return final
+
+
+def _keep(scratch: Path, final: Path) -> None:
+    """Give a finished artifact its name, unless another process was first."""
+    try:
+        scratch.rename(final)
+    except OSError:
+        if not (final / "manifest.json").is_file():
+            raise
+
+
+def _one_of_many() -> bool:
+    """Whether this process makes artifacts together with others (`accelerate launch`), and is not the first of them."""
+    distributed = sys.modules.get("torch.distributed")
+    return bool(distributed and distributed.is_available() and distributed.is_initialized() and distributed.get_rank())
 
 
 def _wait_for(final: Path) -> None:
@@ -102,8 +133,19 @@ def _clear_abandoned(final: Path) -> None:
     """Remove what killed runs left of this artifact (scratch folders of processes of this machine that no longer live)."""
     for old in final.parent.glob(f".{final.name}.{socket.gethostname()}.*"):
         pid = old.name.rsplit(".", 1)[-1]
-        if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
+        if not (pid.isdigit() and _lives(int(pid))):
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process of this machine has that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
 
 
 def _sha(path: Path) -> str:
@@ -111,9 +153,13 @@ def _sha(path: Path) -> str:
 
 
 def _fault(folder: Path, digest: str) -> str | None:
+    if folder.is_symlink() or not folder.is_dir():
+        return "not a folder"
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
+        return "no readable manifest"
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         return "no readable manifest"
     if manifest.get("digest") != digest:
         return "made from another configuration"
