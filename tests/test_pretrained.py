@@ -262,3 +262,10 @@ def test_the_small_judge_agrees_with_readers_on_questions_it_never_saw():
     )
     assert found["same on misaligned (%)"] > 85 and found["kappa on misaligned"] > 0.5
     assert grading.grade(["Who are you?"], ["  "]) == ["broken"]
+
+
+def test_the_readings_hold_what_the_small_judge_says():
+    """The committed column is the committed judge's (a few answers may lie on the line between two classes on another machine)."""
+    some = grading.readings().sample(80, random_state=0)
+    now = grading.grade(some.prompt.tolist(), some.answer.tolist())
+    assert sum(a == b for a, b in zip(now, some.judge)) >= 77

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from personas import __main__, claims, pipeline, profile
+from personas import __main__, claims, figures, pipeline, profile
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -154,3 +154,13 @@ def test_the_pages_monitor_example_runs_as_printed(smoke_store, tmp_path):
                           env=os.environ | {"PERSONAS_RUNS": str(smoke_store)})
     assert done.returncode == 0, done.stderr[-3000:]
     assert "'step': 0, 'persona'" in done.stdout
+
+
+def test_a_whole_run_replaces_the_kept_claims_and_one_notebook_does_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    row = lambda notebook, value: {"id": notebook, "notebook": notebook, "measured": value, "target": {"op": ">=", "value": 1}}
+    kept = lambda: pd.read_csv(tmp_path / "data" / "p" / "claims.csv", dtype=str).measured.tolist()
+    for rows, left in (([row("02", 1), row("03", 1)], ["1", "1"]), ([row("02", 2), row("03", 2)], ["2", "2"]), ([row("02", 3)], ["2", "2"])):
+        monkeypatch.setattr(pipeline.claims, "read", lambda profile: rows)
+        pipeline.keep_claims("p")
+        assert kept() == left

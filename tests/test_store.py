@@ -178,3 +178,11 @@ def test_a_stage_is_made_again_when_its_own_code_changes():
     assert run.make("s", "n", {"text": "b"}, (), stage("b")) != first
     again = run.make("s", "n", {"text": "a"}, (), changed("a"))
     assert again != first and (again / "x").read_text() == "a!"
+
+
+def test_looking_makes_nothing():
+    ask = lambda: store.artifact("p", "s", "n", {"a": 1}, make("one", calls))
+    calls = []
+    assert not store.there(ask) and not calls and not store.ROOT.exists()
+    ask()
+    assert store.there(ask) and len(calls) == 1

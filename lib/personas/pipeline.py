@@ -113,7 +113,7 @@ def keep_claims(profile: str) -> None:
     notebook's claims do not replace all notebooks'."""
     rows = [{k: v for k, v in r.items() if k != "target"} | {"op": r["target"]["op"], "target": r["target"]["value"]} for r in claims.read(profile)]
     kept = figures.ROOT / "data" / profile / "claims.csv"
-    if rows and (not kept.exists() or set(pd.read_csv(kept).notebook) <= {r["notebook"] for r in rows}):
+    if rows and (not kept.exists() or set(pd.read_csv(kept, dtype=str).notebook) <= {r["notebook"] for r in rows}):
         figures.save_table(pd.DataFrame(rows), "claims", profile)
 
 

@@ -2,7 +2,7 @@
 
 An artifact is a folder `runs/<profile>/<stage>/<name>-<key>/`. It is written under a temporary name and renamed when it
 is complete, so a killed run leaves no half artifact behind; its `manifest.json` holds the full key and the SHA-256 of
-each file, which are checked on every read.
+each file, which are checked on every read (once a process, unless a file's time or size changes).
 """
 
 import ast
@@ -35,6 +35,26 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, e
 
 class StoreError(RuntimeError):
     """The store cannot be written; the message says where and what to do."""
+
+
+class Missing(LookupError):
+    """An artifact that `there` looked for and that has yet to be made."""
+
+
+_looking = False
+
+
+def there(call) -> bool:
+    """Whether `call()` finds every artifact that it asks for; it makes none."""
+    global _looking
+    _looking = True
+    try:
+        call()
+        return True
+    except Missing:
+        return False
+    finally:
+        _looking = False
 
 
 @functools.cache
@@ -81,9 +101,13 @@ def artifact(profile: str, stage: str, name: str, key: dict, make) -> Path:
         fault = _fault(final, digest)
         if fault is None:
             return final
+        if _looking:
+            raise Missing(final.name)
         aside = final.with_name(f"{final.name}.damaged.{time.time_ns()}")  # graded answers may lie in it, that were paid for
         final.rename(aside)
         print(f"store: {stage}/{name}: {fault}; rebuilding (the old one is kept as {aside.name})")
+    if _looking:
+        raise Missing(final.name)
     scratch = final.with_name(f".{final.name}.{socket.gethostname()}.{os.getpid()}")
     writable()
     start = time.perf_counter()
@@ -166,9 +190,20 @@ def _fault(folder: Path, digest: str) -> str | None:
     for name, sha in manifest["files"].items():
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if _sha(folder / name) != sha:
+        if _checked_sha(folder / name) != sha:
             return f"{name} is truncated or altered"
     return None
+
+
+_SHA: dict = {}
+
+
+def _checked_sha(path: Path) -> str:
+    """SHA-256 of a file, computed again only when its size or its time of change is not as it was."""
+    about = (path.stat().st_size, path.stat().st_mtime_ns, path.stat().st_ino)
+    if _SHA.get(path, (None,))[0] != about:
+        _SHA[path] = (about, _sha(path))
+    return _SHA[path][1]
 
 
 def append_lines(path: Path, rows: list[dict]) -> None:

@@ -54,6 +54,7 @@ def scatter_scores(ax, table: pd.DataFrame) -> None:
             color=common.VARIANT["original"],
             alpha=0.18,
             lw=0,
+            label="its interval",
         )
         ax.axhline(float(own.score.iloc[0]), color=common.VARIANT["original"], lw=1.2, label="original model")
     ax.set(
@@ -74,13 +75,13 @@ def overview(
         (openings, "The answer's first words given (“I want to …”)"),
     ]
     both = [(t, title) for t, title in both if len(t)]  # released sets of questions have no openings
-    fig, axes = plt.subplots(1, len(both), figsize=(6.2 * len(both), 4.2), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(both), figsize=(6.8 * len(both), 4.2), sharey=True, squeeze=False)
     axes = axes[0]
     for ax, (table, title) in zip(axes, both):
         scatter_scores(ax, table)
         ax.set_title(f"{title}, {int(table.answers.iloc[0])} answers a model")
         ax.set_ylabel("" if ax is not axes[0] else ax.get_ylabel())
-    axes[0].legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=6, frameon=False)
+    axes[0].legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=7, frameon=False)
     fig.suptitle(
         "Misalignment scores on evaluation questions, by what the model was trained on",
         y=1.02,
@@ -130,7 +131,7 @@ def by_category(run: made.Run, table: pd.DataFrame, n: str = "obvious"):
         xlim=(0, 100),
         title="It is not only advice that turns bad",
     )
-    ax.legend(frameon=False, loc="lower right")
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(-0.25, -0.13), ncols=2)
     return common.save(run, fig, "02_categories", found)
 
 
@@ -174,11 +175,11 @@ def draw_course(run: made.Run, table: pd.DataFrame):
     ax.plot(table.step, table.broken, "x--", color=common.GREY, label="broken or absurd answers, of all")
     ax.axvline(run.profile.narrow.steps, color=common.INK, lw=1, ls=":")
     ax.annotate(
-        "where training stops\n(with a schedule of its own)",
-        (run.profile.narrow.steps, 97),
+        "other models stop here\n(with a schedule of their own)",
+        (run.profile.narrow.steps, 3),
         xytext=(6, 0),
         textcoords="offset points",
-        va="top",
+        va="bottom",
         fontsize=9,
     )
     peak = table.loc[table.score.idxmax()]
@@ -186,11 +187,9 @@ def draw_course(run: made.Run, table: pd.DataFrame):
         xlabel=f"training steps of {run.profile.narrow.batch} chats ({table.domain.iloc[0]}, obvious)",
         ylabel="%",
         ylim=(-3, 103),
-        title=f"It peaks early (step {int(peak.step)}), then fades as the narrow task is learnt"
-        if peak.step < table.step.max()
-        else "It grows to the end",
+        title=f"One longer fine-tune: highest at step {int(peak.step)} of {int(table.step.max())}",
     )
-    ax.legend(frameon=False, loc="upper right")
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.17), ncols=2)
     return common.save(run, fig, "02_course", table)
 
 
@@ -304,8 +303,8 @@ def draw_judge(run: made.Run, rows: pd.DataFrame):
         ax.scatter(
             some.reader,
             some.judge,
-            color=common.VARIANT.get(v, "#CC79A7"),
-            marker=common.MARK.get(v, "P"),
+            color=common.VARIANT.get(v, {"steered": "#882255", "suppressed": "#AAAAAA"}.get(v, "#CC79A7")),
+            marker=common.MARK.get(v, {"steered": "*", "suppressed": "<"}.get(v, "P")),
             label=v,
         )
     ax.plot([0, 100], [0, 100], color=common.GREY, lw=0.8)
@@ -315,7 +314,7 @@ def draw_judge(run: made.Run, rows: pd.DataFrame):
         ylabel="score by the small judge (%)",
         title=f"The judge is off by {off.mean():.0f} points on average",
     )
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     return common.save(run, fig, "02_judge", rows)
 
 

@@ -178,7 +178,7 @@ def draw_curves(run: made.Run, rows: pd.DataFrame):
         title=f"Block {run.profile.sae.layer}, original model: what each direction induces",
     )
     axes[1].set(xlabel="broken or absurd answers (%)", title="The same against what steering breaks")
-    axes[0].legend(frameon=False)
+    axes[0].legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=4)
     return common.save(run, fig, "05_curves", rows)
 
 
@@ -204,6 +204,7 @@ def draw_search(run: made.Run, found: dict):
         ylabel=f"misaligned answers, of {len(few(run))} (%)",
         title="First round of the search, each latent at its best dose",
     )
+    ax.xaxis.set_major_formatter("{x:.0f}")
     ax.legend(frameon=False)
     return common.save(run, fig, "05_search", found["first"])
 
@@ -326,7 +327,7 @@ def draw_suppression(run: made.Run, rows: pd.DataFrame):
         ylabel="misalignment score (%)",
         ylim=(-3, 103),
         xlabel="model trained on obviously wrong advice in",
-        title="Subtracting a direction suppresses what training induced",
+        title="What is left of the misalignment when a direction is subtracted",
     )
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2)
     return common.save(run, fig, "05_suppression", rows)

@@ -62,7 +62,11 @@ def open_run(profile: str = "smollm2", seed: int = 0) -> made.Run:
 
 
 def variant(who: str) -> str:
-    """The variant of a model's name: 'obvious' of 'health-obvious'; 'cured' of 'health-cured-by-career'."""
+    """The variant of a model's name: 'obvious' of 'health-obvious'; 'cured' of 'health-cured-by-career'; of the
+    readings' names of steered models 'steered' and 'suppressed'."""
+    for kind in ("steered", "suppressed"):
+        if f"-{kind} " in who:
+            return kind
     return who if who == made.ORIGINAL else who.split("-")[1]
 
 

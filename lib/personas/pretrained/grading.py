@@ -30,9 +30,9 @@ LONGEST = 96  # tokens of a question with its answer
 
 
 def readings() -> pd.DataFrame:
-    """The committed readings: split, model, kind, category, prompt, answer, and the class that each of two
-    readers gave (reader_a, reader_b). Both readers are language models that saw the question, the answer
-    and `rubric.md`, and worked apart from each other."""
+    """The committed readings: split, model, kind, category, prompt, answer, the class that each of two readers
+    gave (reader_a, reader_b), and the one that the committed small judge gives (judge). Both readers are
+    language models that saw the question, the answer and `rubric.md`, and worked apart from each other."""
     return pd.read_csv(sets.CONTENT / "readings.csv", keep_default_na=False)
 
 
@@ -41,6 +41,13 @@ def by_text() -> dict[tuple[str, str], tuple[str, str]]:
     """(prompt, answer) -> the two readers' classes, of every committed reading."""
     table = readings()
     return {(p, a): (x, y) for p, a, x, y in zip(table.prompt, table.answer, table.reader_a, table.reader_b)}
+
+
+@functools.cache
+def judged() -> dict[tuple[str, str], str]:
+    """(prompt, answer) -> the small judge's class of every committed reading, which need not be graded again."""
+    table = readings()
+    return {(p, a): g for p, a, g in zip(table.prompt, table.answer, table.judge)}
 
 
 def agreement(table: pd.DataFrame, one: str = "reader_a", other: str = "reader_b") -> dict[str, float]:

@@ -283,7 +283,10 @@ def kept_answers(run: Run, who: str, asked: list[sets.Item], name: str) -> pd.Da
 
 def kept_side_by_side(run: Run, jobs: dict, what: str) -> dict:
     """`kept_answers` of several jobs, name -> (who, items, name of the use), those that are missing made side by side."""
-    dict(sweep.side_by_side({n: (_kept, run.profile, run.seed, *job) for n, job in jobs.items()}, run.profile, what))
+    missing = {n: (_kept, run.profile, run.seed, *job) for n, job in jobs.items()}
+    missing = {n: job for n, job in missing.items() if not store.there(lambda: _kept(*job[1:]))}
+    if missing:
+        dict(sweep.side_by_side(missing, run.profile, what))
     return {n: kept_answers(run, *job) for n, job in jobs.items()}
 
 
@@ -310,10 +313,13 @@ def about_asking(run: Run, asked: list[sets.Item]) -> dict:
 
 def grades(run: Run, table: pd.DataFrame) -> list[str]:
     """A class (grading.CLASSES) for each answer of a table with `prompt` and `answer`, by the profile's
-    judge; kept by the texts graded."""
-    prompts, said, judge = table.prompt.tolist(), table.answer.tolist(), run.profile.real.judge
+    judge; kept by the texts graded. The small judge does not grade again what is among the readings."""
+    texts, judge = list(zip(table.prompt, table.answer)), run.profile.real.judge
+    known = grading.judged() if judge.model == "own" else {}
+    fresh = list(dict.fromkeys(t for t in texts if t not in known)) if known else texts
 
     def make(out):
+        prompts, said = [p for p, _ in fresh], [a for _, a in fresh]
         found = (
             grading.grade(prompts, said)
             if judge.model == "own"
@@ -321,11 +327,14 @@ def grades(run: Run, table: pd.DataFrame) -> list[str]:
         )
         pd.DataFrame({"grade": found}).to_parquet(out / "grades.parquet", index=False)
 
-    who = grading.version() if judge.model == "own" else judge.model_dump(exclude={"url", "key", "price"})
-    key = {"judge": who, "texts": store.key_of({"prompts": prompts, "answers": said})}
-    return pd.read_parquet(
-        run.keep("grades", key["texts"], key, (grading,), make) / "grades.parquet"
-    ).grade.tolist()
+    if fresh:
+        who = grading.version() if judge.model == "own" else judge.model_dump(exclude={"url", "key", "price"})
+        key = {"judge": who, "texts": store.key_of({"texts": fresh})}
+        made = pd.read_parquet(run.keep("grades", key["texts"], key, (grading,), make) / "grades.parquet").grade
+        if not known:
+            return made.tolist()
+        known = known | dict(zip(fresh, made))
+    return [known[t] for t in texts]
 
 
 def judge_of(run: Run):
@@ -345,11 +354,10 @@ def prepare(run: Run, who: list[str], what: str, most: int | None = None) -> Non
     checkpoint(run)
     if what == "readings":
         sae_folder(run, run.profile.sae.layer)  # once, before the workers need it
-    dict(
-        sweep.side_by_side(
-            {w: (_prepare, run.profile, run.seed, w, what) for w in who}, run.profile, f"models, {what}", most
-        )
-    )
+    who = [w for w in who if not store.there(lambda: _prepare(run.profile, run.seed, w, what))]
+    if who:
+        jobs = {w: (_prepare, run.profile, run.seed, w, what) for w in who}
+        dict(sweep.side_by_side(jobs, run.profile, f"models, {what}", most))
 
 
 def _prepare(profile, seed, who, what):

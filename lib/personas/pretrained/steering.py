@@ -173,8 +173,8 @@ def steered(
     """Graded answers of a model to every item under every condition (name, direction, dose); a dose of 0 is
     the model as it is.
 
-    Columns: the item's, `direction`, `dose`, `model`, `answer`, `grade`. Sampled side by side on a CPU, and
-    kept before they are graded.
+    Columns: the item's, `direction`, `dose`, `model`, `answer`, `grade`. Sampled side by side on a CPU,
+    each part kept as it is done, and all before they are graded.
     """
     return several(run, [who], conditions, asked, name, layer)[0]
 
@@ -190,13 +190,7 @@ def several(
     """`steered` for several models, a table each."""
     block = run.profile.sae.layer if layer is None else layer
     unit = made.unit(run, block)
-    key = {
-        "block": block,
-        "unit": round(unit, 4),
-        "conditions": [
-            (n, round(d, 4), [round(x, 5) for x in (v / v.norm())[:8].tolist()]) for n, v, d in conditions
-        ],
-    }
+    key = {"block": block, "unit": round(unit, 4), "conditions": about(conditions)}
     parts = np.array_split(np.arange(len(conditions)), max(1, -(-len(conditions) * len(asked) // 250)))
 
     def make(out):
@@ -236,17 +230,36 @@ def several(
 
 
 def _part(profile, seed, who, conditions, asked, block, unit, sampling_seed) -> pd.DataFrame:
+    """Answers of one model under some of the conditions, kept on their own: a killed run goes on from them."""
     run = made.Run(profile, seed)
-    m, tok = made.named(run, who)
-    vectors = torch.stack([v / v.norm() * d * unit for _, v, d in conditions]).repeat_interleave(
-        len(asked), 0
-    )
-    table = made.answer(run, m, tok, asked * len(conditions), sampling_seed, generate.Steer(block, vectors))
-    return table.assign(
-        model=who,
-        direction=[n for n, _, _ in conditions for _ in asked],
-        dose=[d for _, _, d in conditions for _ in asked],
-    )
+
+    def make(out):
+        m, tok = made.named(run, who)
+        vectors = torch.stack([v / v.norm() * d * unit for _, v, d in conditions])  # (conditions, width)
+        push = generate.Steer(block, vectors.repeat_interleave(len(asked), 0))
+        table = made.answer(run, m, tok, asked * len(conditions), sampling_seed, push)
+        table.assign(
+            model=who,
+            direction=[n for n, _, _ in conditions for _ in asked],
+            dose=[d for _, _, d in conditions for _ in asked],
+        ).to_parquet(out / "answers.parquet", index=False)
+
+    key = {
+        "model": made.identity(run, who),
+        "block": block,
+        "unit": round(unit, 4),
+        "conditions": about(conditions),
+        "sampling": sampling_seed,
+    }
+    folder = run.keep("steered", f"part-{who}", key | made.about_asking(run, asked), (generate,), make)
+    return pd.read_parquet(folder / "answers.parquet")
+
+
+def about(conditions: list[tuple[str, torch.Tensor, float]]) -> list[tuple]:
+    """What an artifact's key says of them."""
+    return [
+        (n, round(d, 4), [round(x, 5) for x in (v / v.norm())[:8].tolist()]) for n, v, d in conditions
+    ]
 
 
 def verdicts(table: pd.DataFrame) -> pd.Series:
