@@ -58,7 +58,7 @@ def read(profile: str) -> list[dict]:
 def table(rows: list[dict]) -> pd.DataFrame:
     """The rows as a person reads them."""
     def number(x, id):
-        return "–" if x is None or math.isnan(x) else f"{x:.2f}" if "auroc" in id else f"{x:.1f}"
+        return "–" if x is None or math.isnan(x) else f"{x:.2f}" if "auroc" in id or "kappa" in id else f"{x:.1f}"
 
     return pd.DataFrame([{
         "claim": r["id"], "paper": r["paper"], "measured": number(r["measured"], r["id"]),
