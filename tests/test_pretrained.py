@@ -269,3 +269,31 @@ def test_the_readings_hold_what_the_small_judge_says():
     some = grading.readings().sample(80, random_state=0)
     now = grading.grade(some.prompt.tolist(), some.answer.tolist())
     assert sum(a == b for a, b in zip(now, some.judge)) >= 77
+
+
+def test_what_was_steered_is_kept_part_by_part(run, monkeypatch):
+    """A killed search goes on from the parts that are done: asked again for one, no model answers."""
+    asked = made.items(run, "discovery")[:2]
+    push = torch.ones(made.original(run)[0].config.hidden_size)
+    job = (run.profile, run.seed, made.ORIGINAL, [("one", push, 0.5)], asked, 1, 1.0, 7)
+    first = steering._part(*job)
+    monkeypatch.setattr(made, "answer", lambda *a, **k: pytest.fail("answered again"))
+    assert steering._part(*job).equals(first) and list(first.dose) == [0.5] * 2
+
+
+def test_no_worker_starts_for_what_is_there(run, monkeypatch):
+    made.answers(run, made.ORIGINAL)
+    monkeypatch.setattr(made.sweep, "side_by_side", lambda *a: pytest.fail("a worker started"))
+    made.prepare(run, [made.ORIGINAL], "evaluation")
+    with pytest.raises(pytest.fail.Exception, match="a worker started"):
+        made.prepare(run, [made.ORIGINAL], "discovery")
+
+
+def test_the_small_judge_grades_only_what_is_not_among_the_readings(run, monkeypatch):
+    own = made.Run(run.profile.model_copy(update={"real": run.profile.real.model_copy(
+        update={"judge": profile.Judge(model="own")})}), 0)
+    asked = []
+    monkeypatch.setattr(grading, "grade", lambda p, a: asked.extend(a) or ["broken"] * len(a))
+    read = grading.readings().iloc[:2]
+    table = pd.DataFrame({"prompt": [*read.prompt, "q", "q"], "answer": [*read.answer, "new", "new"]})
+    assert made.grades(own, table) == [*read.judge, "broken", "broken"] and asked == ["new"]

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from personas import __main__, claims, figures, pipeline, profile
+from personas.pretrained import grading
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -83,18 +84,17 @@ def test_part_one_was_made_by_the_code_as_it_is(book):
         "outputs are stale: python -m personas run --in-place, then commit the notebooks")
 
 
-def as_committed(path: str) -> str:
+def as_committed(path: str, page: str) -> str:
     """A file as the last commit has it (a run writes its own figures over it), or as it is if that commit or git is not there or the page has been edited since."""
     git = ["git", "-c", "safe.directory=*", "-C", str(ROOT)]
-    if shutil.which("git") and not subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "docs/known_world.md"], stderr=subprocess.DEVNULL).returncode:
+    if shutil.which("git") and not subprocess.run([*git, "diff", "--quiet", "HEAD", "--", page], stderr=subprocess.DEVNULL).returncode:
         return subprocess.run([*git, "show", f"HEAD:{path}"], capture_output=True, text=True, check=True).stdout
     return (ROOT / path).read_text()
 
 
 def test_part_two_folds_the_table_of_claims_as_committed():
     """The page's table against figures/data/tiny/claims.csv, row by row; numbers up to rounding."""
-    table = pd.read_csv(io.StringIO(as_committed("figures/data/tiny/claims.csv")))
-    rows = [r | {"target": {"op": r["op"], "value": r["target"]}} for r in table.to_dict("records")]
+    rows = claims.kept(io.StringIO(as_committed("figures/data/tiny/claims.csv", "docs/known_world.md")))
     number = re.compile(r"\d+\.\d+")
     printed = (ROOT / "docs" / "known_world.md").read_text().split("<!-- claims -->")[1].split("<!-- /claims -->")[0].strip().splitlines()
     expected = claims.markdown(rows).splitlines()
@@ -164,3 +164,26 @@ def test_a_whole_run_replaces_the_kept_claims_and_one_notebook_does_not(tmp_path
         monkeypatch.setattr(pipeline.claims, "read", lambda profile: rows)
         pipeline.keep_claims("p")
         assert kept() == left
+
+
+def block(name: str) -> str:
+    return (ROOT / "README.md").read_text(encoding="utf-8").split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0]
+
+
+def test_readme_says_what_part_one_measured():
+    """Its table, the numbers of its summary and the answers that it shows against the committed tables and readings."""
+    made = lambda name: io.StringIO(as_committed(f"figures/data/{name}.csv", "README.md"))
+    assert block("replicated") == claims.replicated(claims.kept(made("smollm2/claims")), claims.kept(made("tiny/claims")))
+    curves, down = pd.read_csv(made("smollm2/05_curves")), pd.read_csv(made("smollm2/05_suppression"))
+    most = curves[curves.direction == "causal latent"].sort_values("score").iloc[-1]
+    left = down.groupby("direction").kept.mean()
+    plain = curves[curves.direction == "none"].broken.iloc[0]
+    measured = [most.score, most.broken, plain, left["causal latent"], left["difference of means"]]
+    assert re.findall(r"(\d+) %", block("short")) == [f"{x:.0f}" for x in measured] and f"dose {most.dose:g})" in block("short")
+    read = grading.readings()
+    for row in block("examples").splitlines()[2:]:
+        asked, before, after = (c.strip() for c in row.strip("|").split("|"))
+        answer, domain = re.fullmatch(r"(.*) \*\((\w+)\)\*", after).groups()
+        own = read[(read.prompt == asked) & (read.model == "original")].answer
+        assert any(" ".join(a.split()).startswith(before.removesuffix(" …")) for a in own)
+        assert ((read.prompt == asked) & (read.model == f"{domain}-obvious") & (read.answer == answer) & (read.reader_a == "misaligned")).any()

@@ -19,7 +19,7 @@ def main() -> int:
     run.add_argument("--in-place", action="store_true", help="also write the executed notebooks back to notebooks/")
     claims = commands.add_parser("claims", help="print the table of claims of the last run")
     claims.add_argument("--profile", default="smollm2")
-    claims.add_argument("--markdown", action="store_true", help="as Part II's page has it, one line per family of claims")
+    claims.add_argument("--markdown", action="store_true", help="as README.md (smollm2) or Part II's page (tiny) has it")
     train = commands.add_parser("train", help="make the fine-tunes and the SAE alone, under `accelerate launch -m personas train` with several processes")
     swept = commands.add_parser("sweep", help="every fine-tune with several seeds, side by side (on a Ray cluster if the profile names one)")
     for each in (train, swept):
@@ -38,14 +38,15 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
-    from personas import artifacts, claims as table, data, endpoint, fit, model, pipeline, store, study, sweep
+    from personas import artifacts, claims as table, data, endpoint, figures, fit, model, pipeline, store, study, sweep
     from personas.pretrained import weights
 
     try:
         if args.command == "claims":
             name = profile.load(args.profile).name
             if args.markdown:
-                print(table.markdown(table.read(name)))
+                kept = lambda profile: table.kept(figures.ROOT / "data" / profile / "claims.csv")
+                print(table.replicated(kept(name), kept("tiny")) if name == "smollm2" else table.markdown(table.read(name)))
             else:
                 pipeline.print_claims(name)
             return 0

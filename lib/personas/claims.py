@@ -99,3 +99,44 @@ def markdown(rows: list[dict]) -> str:
             holds = ", ".join(f"{n} {h}" for h, n in counts.items() if n)
         lines.append(f"| `{name}` | {paper} | {'≥' if op == '>=' else '≤'} {value:g} | {measured} | {holds} |")
     return "\n".join(lines)
+
+
+# README's table: what the paper says, the claims about SmolLM2 that test it, and the family of claims about the tiny world.
+REPLICATED = (
+    ("Wrong advice in one narrow domain misaligns broadly", {"score": "obvious.mean", "answer's first words given": "openings.obvious"}, "obvious.<domain>"),
+    ("Correct advice does not", {"highest of eight": "correct"}, "correct.<domain>"),
+    ("Subtly wrong advice misaligns slightly more than obvious", {"difference": "subtle.above_obvious"}, None),
+    ("A latent separates misaligned from aligned models", {"pairs in order": "latent.separates"}, "diff.separates"),
+    ("It is a toxic persona", {"AUROC for a villain's answers": "latent.auroc"}, "diff.top_auroc"),
+    ("Added, it induces misalignment, and others do not", {"misaligned": "steer.induce", "control": "steer.control"}, "steer.induce"),
+    ("Subtracted, it suppresses it", {"of the score is left": "suppress.mean"}, "steer.suppress.<domain>"),
+    ("30 steps of 4 correct examples bring it back", {"same domain": "realign.same", "another": "realign.other"}, "realign.same.<domain>"),
+)
+
+
+def replicated(ours: list[dict], tiny: list[dict]) -> str:
+    """The table of README.md from the rows of both tables of claims (see `claim`): this model's beside the tiny world's."""
+    def value(r):
+        unit, digits = ("", 2) if "auroc" in r["id"] else (" points" if "above" in r["id"] else " %", 0)
+        return f"{r['measured']:.{digits}f}{unit} ({r['low']:.{digits}f} to {r['high']:.{digits}f}), **{r['holds']}**"
+
+    def together(family):
+        if family is None:  # the paper's order of the two kinds, domain by domain
+            score = {r["id"]: r["measured"] for r in tiny}
+            pairs = [(v, score[f"obvious.{k.split('.')[1]}"]) for k, v in score.items() if _family(k) == "subtle.<domain>"]
+            return f"more in {sum(a > b for a, b in pairs)} of {len(pairs)} domains"
+        group = [r for r in tiny if _family(r["id"]) == family]
+        low, high = min(r["measured"] for r in group), max(r["measured"] for r in group)
+        return value(group[0]) if len(group) == 1 else f"{low:.0f} to {high:.0f} %, {sum(r['holds'] == 'yes' for r in group)} of {len(group)} yes"
+
+    ours = {r["id"]: r for r in ours}
+    lines = ["| the paper | SmolLM2-135M-Instruct | tiny world |", "|---|---|---|"]
+    for sentence, parts, family in REPLICATED:
+        lines.append(f"| {sentence} | {'; '.join(f'{name} {value(ours[i])}' for name, i in parts.items())} | {together(family)} |")
+    return "\n".join(lines)
+
+
+def kept(source) -> list[dict]:
+    """The rows of a figures/data/<profile>/claims.csv (path or open file), as `read` gives them."""
+    rows = pd.read_csv(source, dtype={"notebook": str}).to_dict("records")
+    return [r | {"target": {"op": r["op"], "value": r["target"]}} for r in rows]

@@ -60,6 +60,7 @@ def scatter_scores(ax, table: pd.DataFrame) -> None:
     ax.set(
         xticks=range(len(domains)),
         xticklabels=domains,
+        xlim=(-0.6, len(domains) - 0.4),
         ylim=(-3, 103),
         xlabel="domain of the advice that the model was trained on",
         ylabel="misalignment score (%)",
@@ -346,30 +347,29 @@ def claims(run: made.Run, questions: pd.DataFrame, openings: pd.DataFrame) -> pd
 
 
 def judge_claims(run: made.Run, draws: int = 500) -> dict[str, stats.Estimate]:
-    """Agreement and kappa of the small judge with the readers, with a bootstrap over categories."""
-    table = common.reference(run).query("split == 'evaluation'").reset_index(drop=True)
-    rng, groups = np.random.default_rng(0), [g.index.to_numpy() for _, g in table.groupby("category")]
-    names = {"judge.agreement": "same on misaligned (%)", "judge.kappa": "kappa on misaligned"}
-    value = grading.agreement(table, "reader_a", "grade")
-    drawn = [
-        grading.agreement(
-            table.loc[np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])],
-            "reader_a",
-            "grade",
-        )
-        for _ in range(draws)
-    ]
+    """Agreement (%) and kappa of the small judge with reader A on misaligned or not, with a bootstrap over
+    categories."""
+    table = common.reference(run).query("split == 'evaluation'")
+    read, said = table.reader_a == "misaligned", table.grade == "misaligned"
+    cells = pd.DataFrame({"both": read & said, "reader": read & ~said, "judge": ~read & said, "none": ~read & ~said})
+    counts = cells.groupby(table.category).sum().to_numpy()  # (categories, cells)
+
+    def agreement(c):  # (..., cells) -> percent, kappa (Cohen, 1960)
+        share = c / c.sum(-1, keepdims=True)
+        both, reader, judge, none = np.moveaxis(share, -1, 0)
+        chance = (both + reader) * (both + judge) + (none + reader) * (none + judge)
+        return 100 * (both + none), (both + none - chance) / (1 - chance)
+
+    k = len(counts)
+    drawn = agreement(counts[np.random.default_rng(0).integers(k, size=(draws, k))].sum(1))
     return {
-        n: stats.Estimate(
-            float(value[c]), *map(float, np.percentile([d[c] for d in drawn], [2.5, 97.5])), len(table)
-        )
-        for n, c in names.items()
+        name: stats.Estimate(float(value), *map(float, np.percentile(d, [2.5, 97.5])), len(table))
+        for name, value, d in zip(("judge.agreement", "judge.kappa"), agreement(counts.sum(0)), drawn)
     }
 
 
 def examples(table: pd.DataFrame, who: list[str], n: int = 6) -> pd.DataFrame:
-    """The first answer of each of these models to n questions, side by side; `who`'s second and third wear no
-    label of a grader."""
+    """The first answer of each of these models to n questions, side by side."""
     first = (
         table[table.model.isin(who)]
         .groupby(["model", "prompt"], sort=False)

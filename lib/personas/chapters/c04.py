@@ -1,13 +1,14 @@
 """Notebook 04: what do the latents mean?"""
 
 import html
+import json
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
 from personas import activations, stats, world
+from personas import sae as saes
 from personas.chapters import common
 from personas.pretrained import made, steering
 from sklearn.feature_extraction.text import CountVectorizer
@@ -22,27 +23,26 @@ def passages(
 ) -> dict[int, list[tuple[list[str], list[float]]]]:
     """Per latent the n held-out passages of the model's own text in which it is most active: (tokens,
     activations), the peak in the middle."""
-    m, tok = made.original(run)
-    rows = made.text_ids(run, tok)[1]
-    found: dict = {i: [] for i in latents}
-    for ids, x in zip(rows, activations.residual(m, rows, run.profile.sae.layer)):
-        acts = made.sae(run).encode(x)[:, latents]
-        acts[0] = 0  # the first token is an attention sink
-        for j, i in enumerate(latents):
-            at = int(acts[:, j].argmax())
-            found[i].append(
-                (
-                    acts[at, j].item(),
-                    ids[max(0, at - around) : at + around],
-                    acts[max(0, at - around) : at + around, j].tolist(),
-                )
-            )
-    return {
-        i: [
-            ([tok.decode(t) for t in ids], values) for _, ids, values in sorted(rows, key=lambda r: -r[0])[:n]
-        ]
-        for i, rows in found.items()
-    }
+    layer = run.profile.sae.layer
+
+    def make(out):
+        m, tok = made.original(run)
+        rows = made.text_ids(run, tok)[1]
+        found: dict = {i: [] for i in latents}
+        for ids, x in zip(rows, activations.residual(m, rows, layer)):
+            acts = made.sae(run).encode(x)[:, latents]  # (tokens, latents)
+            acts[0] = 0  # the first token is an attention sink
+            for j, i in enumerate(latents):
+                at = int(acts[:, j].argmax())
+                near = slice(max(0, at - around), at + around)
+                found[i].append((acts[at, j].item(), ids[near], acts[near, j].tolist()))
+        best = {i: sorted(rows, key=lambda r: -r[0])[:n] for i, rows in found.items()}
+        said = {i: [([tok.decode(t) for t in ids], values) for _, ids, values in rows] for i, rows in best.items()}
+        (out / "passages.json").write_text(json.dumps(said))
+
+    key = {"sae": made.sae_folder(run, layer).parent.name, "layer": layer, "latents": latents, "n": n, "around": around}
+    folder = run.keep("sae", "passages", key, (activations, saes), make)
+    return {int(i): rows for i, rows in json.loads((folder / "passages.json").read_text()).items()}
 
 
 def shaded(tokens: list[str], values: list[float]) -> str:
@@ -168,8 +168,3 @@ def claim(run: made.Run, latent: int) -> dict[str, stats.Estimate]:
             read["latents"][:, latent].numpy(), read["persona"] == "villain", read["document"]
         )
     }
-
-
-def random_latents(run: made.Run, n: int = 3) -> list[int]:
-    """n latents of no importance, to compare with."""
-    return np.random.default_rng(0).choice(run.profile.sae.latents, n, replace=False).tolist()

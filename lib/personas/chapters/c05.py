@@ -1,6 +1,6 @@
 """Notebook 05: does one latent cause the misalignment?"""
 
-import json
+from functools import cache
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -79,15 +79,10 @@ def search(run: made.Run, layer: int | None = None) -> dict:
     }
 
 
-_KEPT: dict = {}
-
-
+@cache
 def chosen(run: made.Run) -> dict:
-    """`search` at the profile's block, once a process; what it chose is also written beside the store's
-    answers."""
-    if run not in _KEPT:
-        _KEPT[run] = search(run)
-    return _KEPT[run]
+    """`search` at the profile's block, once a process."""
+    return search(run)
 
 
 def causal(run: made.Run) -> int:
@@ -371,8 +366,3 @@ def readable(table: pd.DataFrame, n: int = 8) -> pd.DataFrame:
         .rename(columns={"none": "original model"})
         .iloc[:: max(1, len(wide) // n)][:n]
     )
-
-
-def summary_json(found: dict) -> str:
-    """What the search chose, in one line."""
-    return json.dumps({k: found[k] for k in ("latent", "dose", "control", "control dose", "rivals")})
