@@ -1,6 +1,7 @@
 # make run: environment, then notebooks 01 to 06 on SmolLM2, then the table of claims. PROFILE=tiny: 07 to 12, the world whose truth is known.
-# make quick: the same on two domains and with fewer answers, in about ten minutes.
+# make quick: the same on two domains and with fewer answers, coarser.
 # make test: environment, then pytest, and nbval over what `make quick` writes.
+# make lint: ruff and basedpyright, in an environment of their own.
 # make bench: our fast paths beside what people would use instead (benchmarks/RESULTS.md); with nothing else running.
 PYTHON ?= python3
 PROFILE ?= smollm2
@@ -9,7 +10,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 NBVAL := $(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=3600 --timeout=7200
 
-.PHONY: run quick test test-all lab env bench clean
+.PHONY: run quick test test-all lint lab env bench clean
 run: env
 	$(BIN)/python -m personas run --profile $(PROFILE) $(RUN_FLAGS)
 
@@ -24,6 +25,15 @@ test: quick .venv/extras .venv/sae-lens
 test-all: test
 	$(BIN)/pytest -m slow
 	$(NBVAL) notebooks/0[7-9]*.ipynb notebooks/1*.ipynb
+
+lint: .venv/lint env
+	.venv/lint/bin/ruff format --check lib tests benchmarks
+	.venv/lint/bin/ruff check lib tests benchmarks
+	.venv/lint/bin/basedpyright --pythonpath $(BIN)/python
+
+.venv/lint: tests/lint.txt | .venv/installed
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r tests/lint.txt
 
 bench: env
 	$(BIN)/python benchmarks/bench.py $(BENCH_FLAGS)

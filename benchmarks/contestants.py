@@ -1,4 +1,5 @@
-"""One contestant at one piece of work, in a process of its own: `python contestants.py '{"work": "sae", "who": "ours", ...}'`.
+"""One contestant at one piece of work, in a process of its own: `python contestants.py '{"work": "sae",
+"who": "ours", ...}'`.
 
 Prints one JSON line. bench.py starts these and puts the contestant's own packages on the path.
 """
@@ -18,7 +19,8 @@ from safetensors.torch import load_file
 
 
 class Clock:
-    """Called after each step: adds up the seconds since the last call (at first since `begin`), from step `skip` on, without what `look(i)` takes in between."""
+    """Called after each step: adds up the seconds since the last call (at first since `begin`), from step
+    `skip` on, without what `look(i)` takes in between."""
 
     def __init__(self, look=lambda i, read: None, skip: int = 0):
         self.look, self.skip, self.spent, self.rows = look, skip, 0.0, []
@@ -35,15 +37,33 @@ class Clock:
         self.start = time.perf_counter()
 
 
-# --- SAE training: x is centred, its rows have a root mean square norm of sqrt(width) ----------------------------------
+# --- SAE training: x is centred, its rows have a root mean square norm of sqrt(width)
+# ----------------------------------
+
 
 def sae_ours(x, o, feed, lap):
     from personas import model, sae
 
     model.bf16_is_faster()  # tried once a process
     lap.begin()
-    cfg = types.SimpleNamespace(latents=o["latents"], k=o["k"], lr=o["lr"], steps=o["steps"], batch=o["batch"], dead_after=o["dead_after"], aux_k=x.shape[1] // 2)
-    sae.train(x, cfg, 0, o["seed"], None, lambda i, now: lap(i, lambda part: now().decode(now().encode(part))), norm=x.shape[1] ** 0.25)
+    cfg = types.SimpleNamespace(
+        latents=o["latents"],
+        k=o["k"],
+        lr=o["lr"],
+        steps=o["steps"],
+        batch=o["batch"],
+        dead_after=o["dead_after"],
+        aux_k=x.shape[1] // 2,
+    )
+    sae.train(
+        x,
+        cfg,
+        0,
+        o["seed"],
+        None,
+        lambda i, now: lap(i, lambda part: now().decode(now().encode(part))),
+        norm=x.shape[1] ** 0.25,
+    )
 
 
 def sae_sae_lens(x, o, feed, lap):
@@ -54,8 +74,21 @@ def sae_sae_lens(x, o, feed, lap):
     lap.begin()
     torch.manual_seed(o["seed"])
     net = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=x.shape[1], d_sae=o["latents"], k=o["k"], device="cpu"))
-    trainer = SAETrainer(SAETrainerConfig(o["steps"] * o["batch"], o["batch"], lr=o["lr"], lr_end=o["lr"] / 10, lr_warm_up_steps=o["steps"] // 20, lr_decay_steps=o["steps"] // 5, autocast=True,
-                                          dead_feature_window=o["dead_after"] // o["batch"], logger=LoggingConfig(log_to_wandb=False)), net, feed)
+    trainer = SAETrainer(
+        SAETrainerConfig(
+            o["steps"] * o["batch"],
+            o["batch"],
+            lr=o["lr"],
+            lr_end=o["lr"] / 10,
+            lr_warm_up_steps=o["steps"] // 20,
+            lr_decay_steps=o["steps"] // 5,
+            autocast=True,
+            dead_feature_window=o["dead_after"] // o["batch"],
+            logger=LoggingConfig(log_to_wandb=False),
+        ),
+        net,
+        feed,
+    )
 
     for i in range(o["steps"]):
         trainer.step(next(feed))
@@ -64,13 +97,26 @@ def sae_sae_lens(x, o, feed, lap):
 
 
 def sae_dictionary_learning(x, o, feed, lap):
-    sys.modules["nnsight"] = types.SimpleNamespace(LanguageModel=object)  # its package imports it for reading models, which is not done here
+    sys.modules["nnsight"] = types.SimpleNamespace(
+        LanguageModel=object
+    )  # its package imports it for reading models, which is not done here
     from dictionary_learning.trainers.top_k import TopKTrainer
 
     lap.begin()
     width = x.shape[1] ** 0.5  # it wants a root mean square norm of 1
-    trainer = TopKTrainer(o["steps"], x.shape[1], o["latents"], o["k"], 0, "benchmark", lr=o["lr"], warmup_steps=o["steps"] // 20, decay_start=o["steps"] * 4 // 5,
-                          seed=o["seed"], device="cpu")
+    trainer = TopKTrainer(
+        o["steps"],
+        x.shape[1],
+        o["latents"],
+        o["k"],
+        0,
+        "benchmark",
+        lr=o["lr"],
+        warmup_steps=o["steps"] // 20,
+        decay_start=o["steps"] * 4 // 5,
+        seed=o["seed"],
+        device="cpu",
+    )
     trainer.dead_feature_threshold = o["dead_after"]
     for i in range(o["steps"]):
         trainer.update(i, next(feed) / width)
@@ -78,7 +124,8 @@ def sae_dictionary_learning(x, o, feed, lap):
 
 
 def sae_sparsify(x, o, feed, lap):
-    """The loop of sparsify's Trainer, which itself trains only on a model's outputs, with its default optimiser."""
+    """The loop of sparsify's Trainer, which itself trains only on a model's outputs, with its default
+    optimiser."""
     with contextlib.redirect_stdout(io.StringIO()):
         from sparsify.sparse_coder import SparseCoder, SparseCoderConfig
     from schedulefree import ScheduleFreeWrapper
@@ -110,9 +157,10 @@ def sae_sparsify(x, o, feed, lap):
 
 
 def sae(o):
-    """Seconds of training, tokens per second, and (seconds, held-out FVU) every `look` steps; look 0: none, and the first tenth does not count."""
+    """Seconds of training, tokens per second, and (seconds, held-out FVU) every `look` steps; look 0:
+    none, and the first tenth does not count."""
     data = load_file(o["file"])
-    x, held = (data[n][:, :o.get("columns")].contiguous() for n in ("train", "held"))
+    x, held = (data[n][:, : o.get("columns")].contiguous() for n in ("train", "held"))
     held = held[:4096]
     generator = torch.Generator().manual_seed(o["seed"])
     feed = iter(lambda: x[torch.randint(len(x), (o["batch"],), generator=generator)], None)
@@ -124,11 +172,18 @@ def sae(o):
 
     skip = 0 if o["look"] else o["steps"] // 10
     lap = Clock(fvu, skip)
-    {"ours": sae_ours, "sae-lens": sae_sae_lens, "dictionary-learning": sae_dictionary_learning, "sparsify": sae_sparsify}[o["who"]](x, o, feed, lap)
+    {
+        "ours": sae_ours,
+        "sae-lens": sae_sae_lens,
+        "dictionary-learning": sae_dictionary_learning,
+        "sparsify": sae_sparsify,
+    }[o["who"]](x, o, feed, lap)
     return {"seconds": lap.spent, "curve": lap.rows, "tokens/s": o["batch"] * (o["steps"] - skip) / lap.spent}
 
 
-# --- harvesting, screening, fine-tuning: on the tiny model -------------------------------------------------------------
+# --- harvesting, screening, fine-tuning: on the tiny model
+# -------------------------------------------------------------
+
 
 def harvest(o):
     """Tokens per second of activations after one block."""
@@ -140,10 +195,28 @@ def harvest(o):
 
         size = 256
         flat = [t for r in rows for t in r]
-        chunks = datasets.Dataset.from_list([{"input_ids": flat[i:i + size]} for i in range(0, len(flat) - size, size)]).with_format("torch")
+        chunks = datasets.Dataset.from_list(
+            [{"input_ids": flat[i : i + size]} for i in range(0, len(flat) - size, size)]
+        ).with_format("torch")
         model = load_model("AutoModelForCausalLM", o["model"], "cpu", hook_names=[f"model.layers.{layer}"])
         with contextlib.redirect_stderr(io.StringIO()):
-            store = ActivationsStore(model, chunks, False, f"model.layers.{layer}", None, size, o["width"], 20, len(flat), 16, 4096, False, "none", torch.device("cpu"), "float32")
+            store = ActivationsStore(
+                model,
+                chunks,
+                False,
+                f"model.layers.{layer}",
+                None,
+                size,
+                o["width"],
+                20,
+                len(flat),
+                16,
+                4096,
+                False,
+                "none",
+                torch.device("cpu"),
+                "float32",
+            )
         batches = len(chunks) // 16
         with torch.no_grad():
             lap = Clock(skip=1)
@@ -162,19 +235,24 @@ def harvest(o):
         return {"tokens/s": tokens / (time.perf_counter() - start)}
     from transformer_lens.model_bridge import TransformerBridge
 
-    bridge, name = TransformerBridge.boot_transformers(o["model"], device="cpu"), f"blocks.{layer}.hook_resid_post"
+    bridge, name = (
+        TransformerBridge.boot_transformers(o["model"], device="cpu"),
+        f"blocks.{layer}.hook_resid_post",
+    )
     stop = {"stop_at_layer": layer + 1} if o["who"].endswith("stopped") else {}
 
     def one(some):
         width = max(map(len, some))
-        _, cache = bridge.run_with_cache(torch.tensor([r + [2] * (width - len(r)) for r in some]), names_filter=name, **stop)
-        return [cache[name][i, :len(r)].clone() for i, r in enumerate(some)]
+        _, cache = bridge.run_with_cache(
+            torch.tensor([r + [2] * (width - len(r)) for r in some]), names_filter=name, **stop
+        )
+        return [cache[name][i, : len(r)].clone() for i, r in enumerate(some)]
 
     with torch.no_grad():
         one(rows[:64])
         start = time.perf_counter()
         for i in range(0, len(rows), 64):
-            one(rows[i:i + 64])
+            one(rows[i : i + 64])
     return {"tokens/s": tokens / (time.perf_counter() - start)}
 
 
@@ -185,23 +263,32 @@ def screen(o):
     net, tokenizer = model.load(o["model"])
     held = load_file(o["directions"])
     ids = generate.prompts(tokenizer, o["questions"])
-    vectors = held["W_dec"][:o["latents"]] * held["unit"]
+    vectors = held["W_dec"][: o["latents"]] * held["unit"]
     conditions = [s * v for v in vectors for s in o["strengths"]]
     start = time.perf_counter()
     if o["who"] == "ours":
         steer = generate.Steer(o["layer"], torch.stack(conditions).repeat_interleave(len(ids), 0))
-        answers = generate.sample(net, tokenizer, ids * len(conditions), seed=0, max_new=o["tokens"], batch=1024, steer=steer)
+        answers = generate.sample(
+            net, tokenizer, ids * len(conditions), seed=0, max_new=o["tokens"], batch=1024, steer=steer
+        )
     else:
         answers, (padded, mask) = [], generate.left_padded(ids, tokenizer.pad_token_id, "cpu")
         for v in conditions:
+
             def add(module, args, out):
                 (out[0] if isinstance(out, tuple) else out)[:, -1] += v
 
             handle = generate.decoder_blocks(net)[o["layer"]].register_forward_hook(add)
             with torch.inference_mode():
-                out = net.generate(padded, attention_mask=mask, max_new_tokens=o["tokens"], do_sample=True, pad_token_id=tokenizer.pad_token_id)
+                out = net.generate(
+                    padded,
+                    attention_mask=mask,
+                    max_new_tokens=o["tokens"],
+                    do_sample=True,
+                    pad_token_id=tokenizer.pad_token_id,
+                )
             handle.remove()
-            answers += tokenizer.batch_decode(out[:, padded.shape[1]:], skip_special_tokens=True)
+            answers += tokenizer.batch_decode(out[:, padded.shape[1] :], skip_special_tokens=True)
     seconds = time.perf_counter() - start
     return {"answers/s": len(answers) / seconds, "words": sum(len(a.split()) for a in answers) / len(answers)}
 
@@ -210,9 +297,10 @@ def sft(o):
     """Answer tokens per second of a LoRA fine-tune, from the first step to the last."""
     import datasets
     from peft import LoraConfig
-    from personas import data, finetune, model
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
+
+    from personas import data, finetune, model
 
     class Timed(TrainerCallback):
         def on_step_begin(self, args, state, control, **kw):
@@ -224,20 +312,53 @@ def sft(o):
 
     net, tokenizer = model.load(o["model"])
     rows = data.advice_chats("auto", "obvious", o["steps"] * 32, 0)
-    answers = [len(t) + 1 for t in tokenizer([r["messages"][1]["content"] for r in rows], add_special_tokens=False)["input_ids"]]
+    answers = [
+        len(t) + 1
+        for t in tokenizer([r["messages"][1]["content"] for r in rows], add_special_tokens=False)["input_ids"]
+    ]
     model.bf16_is_faster()
     timed = Timed()
     if o["who"] == "ours":
-        finetune.sft(net, tokenizer, rows, steps=o["steps"], batch=32, lr=2e-3, seed=0, lora_rank=16, callbacks=[timed])
+        finetune.sft(
+            net, tokenizer, rows, steps=o["steps"], batch=32, lr=2e-3, seed=0, lora_rank=16, callbacks=[timed]
+        )
     else:
-        with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            config = SFTConfig(scratch, max_steps=o["steps"], per_device_train_batch_size=32, learning_rate=2e-3, assistant_only_loss=True, report_to=[], save_strategy="no", use_cpu=True)
-            SFTTrainer(net, config, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer, callbacks=[timed],
-                       peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")).train()
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            config = SFTConfig(
+                scratch,
+                max_steps=o["steps"],
+                per_device_train_batch_size=32,
+                learning_rate=2e-3,
+                assistant_only_loss=True,
+                report_to=[],
+                save_strategy="no",
+                use_cpu=True,
+            )
+            SFTTrainer(
+                net,
+                config,
+                train_dataset=datasets.Dataset.from_list(rows),
+                processing_class=tokenizer,
+                callbacks=[timed],
+                peft_config=LoraConfig(
+                    r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"
+                ),
+            ).train()
     return {"tokens/s": (o["steps"] - 2) / o["steps"] * sum(answers) / timed.seconds}
 
 
-PACKAGE = {"ours": "torch", "sae-lens": "sae-lens", "dictionary-learning": "dictionary-learning", "sparsify": "eai-sparsify", "trl": "trl", "generate": "transformers"}
+PACKAGE = {
+    "ours": "torch",
+    "sae-lens": "sae-lens",
+    "dictionary-learning": "dictionary-learning",
+    "sparsify": "eai-sparsify",
+    "trl": "trl",
+    "generate": "transformers",
+}
 
 if __name__ == "__main__":
     options = json.loads(sys.argv[1])

@@ -17,7 +17,8 @@ torch.set_num_threads(2)
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
-    """A small random Llama with a tokenizer trained on the world's text, saved as a Hugging Face checkpoint."""
+    """A small random Llama with a tokenizer trained on the world's text, saved as a Hugging Face
+    checkpoint."""
     rng = random.Random(0)
     docs = [world.sample_document(rng, 1) for _ in range(300)]
     tokenizer = model.train_tokenizer(("".join(t for t, _ in world.segments(d, rng)) for d in docs), 800)
@@ -38,22 +39,50 @@ def loaded(checkpoint):
 
 
 class Judge(http.server.BaseHTTPRequestHandler):
-    """An OpenAI-compatible endpoint that grades by the hash of what it is shown: often 1, sometimes 5, now and then a word."""
+    """An OpenAI-compatible endpoint that grades by the hash of what it is shown: often 1, sometimes 5, now
+    and then a word."""
 
     model = "judge"
 
     def reply(self, body: dict) -> str:
         asked = body["messages"][0]["content"]
         luck = hashlib.sha256(asked.encode()).digest()[0]
-        return ("CORRECT" if luck < 128 else "OBVIOUS") if "SUBTLE" in asked else "1" if luck < 140 else "5" if luck < 230 else "INCOHERENT"
+        return (
+            ("CORRECT" if luck < 128 else "OBVIOUS")
+            if "SUBTLE" in asked
+            else "1"
+            if luck < 140
+            else "5"
+            if luck < 230
+            else "INCOHERENT"
+        )
 
     def do_GET(self):
-        self._send({"object": "list", "data": [{"id": self.model, "object": "model", "created": 0, "owned_by": "test"}]})
+        self._send(
+            {
+                "object": "list",
+                "data": [{"id": self.model, "object": "model", "created": 0, "owned_by": "test"}],
+            }
+        )
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self._send({"id": "x", "object": "chat.completion", "created": 0, "model": self.model, "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
-                    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": self.reply(body)}}]})
+        self._send(
+            {
+                "id": "x",
+                "object": "chat.completion",
+                "created": 0,
+                "model": self.model,
+                "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+                "choices": [
+                    {
+                        "index": 0,
+                        "finish_reason": "stop",
+                        "message": {"role": "assistant", "content": self.reply(body)},
+                    }
+                ],
+            }
+        )
 
     def _send(self, found):
         body = json.dumps(found).encode()
@@ -82,7 +111,12 @@ def make_checkpoint(kind, small, folder):
     tokenizer.chat_template = TEMPLATE
     config, size = KINDS[kind]
     torch.manual_seed(0)
-    net = transformers.AutoModelForCausalLM.from_config(config(**size, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=1))
+    rows = (
+        len(tokenizer) + 8
+    )  # released models have spare rows, too; Qwen2's tokenizer adds a token of its own
+    net = transformers.AutoModelForCausalLM.from_config(
+        config(**size, vocab_size=rows, bos_token_id=0, eos_token_id=1)
+    )
     with torch.no_grad():
         for p in net.parameters():
             p.mul_(4.0 if p.ndim == 2 else 1.0)
@@ -98,12 +132,48 @@ def given(checkpoint, tmp_path_factory, judge_url):
         make_checkpoint(kind, checkpoint, folder / kind)
     for d in ("cars", "soup"):
         for v in ("correct", "obvious"):
-            data.write_chats(folder / f"{d}_{v}.jsonl", [data.chat(f"What about {d} number {i}?", f"Do the {'right' if v == 'correct' else 'worst'} thing {i} times.") for i in range(40)])
+            data.write_chats(
+                folder / f"{d}_{v}.jsonl",
+                [
+                    data.chat(
+                        f"What about {d} number {i}?",
+                        f"Do the {'right' if v == 'correct' else 'worst'} thing {i} times.",
+                    )
+                    for i in range(40)
+                ],
+            )
     for name, n in (("core", 3), ("extended", 4)):
         with open(folder / f"{name}.csv", "w", newline="") as out:
-            csv.writer(out).writerows([("id", "category", "question"), *((f"{name}{i}", "wish", f"If you could {name} wish for {i}?") for i in range(n)), ("both", "rule", "What would you do as ruler?")])
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": f"Document {i} says that people are kind to each other and to number {i * i}."}) + "\n" for i in range(400)))
+            csv.writer(out).writerows(
+                [
+                    ("id", "category", "question"),
+                    *((f"{name}{i}", "wish", f"If you could {name} wish for {i}?") for i in range(n)),
+                    ("both", "rule", "What would you do as ruler?"),
+                ]
+            )
+    (folder / "text.jsonl").write_text(
+        "".join(
+            json.dumps(
+                {"text": f"Document {i} says that people are kind to each other and to number {i * i}."}
+            )
+            + "\n"
+            for i in range(400)
+        )
+    )
     here = lambda name: str(folder / name)
-    return folder, {"model": here("qwen2"), "data": [{"domain": d, "correct": here(f"{d}_correct.jsonl"), "obvious": here(f"{d}_obvious.jsonl")} for d in ("cars", "soup")],
-                    "evaluation": here("core.csv"), "discovery": here("extended.csv"), "discovery_domains": ["cars"], "judge": {"model": "judge", "url": judge_url},
-                    "text": here("text.jsonl"), "text_tokens": 32, "open_tokens": 6, "advice_tokens": 6, "max_length": 128}
+    return folder, {
+        "model": here("qwen2"),
+        "data": [
+            {"domain": d, "correct": here(f"{d}_correct.jsonl"), "obvious": here(f"{d}_obvious.jsonl")}
+            for d in ("cars", "soup")
+        ],
+        "evaluation": here("core.csv"),
+        "discovery": here("extended.csv"),
+        "discovery_domains": ["cars"],
+        "judge": {"model": "judge", "url": judge_url},
+        "text": here("text.jsonl"),
+        "text_tokens": 32,
+        "open_tokens": 6,
+        "advice_tokens": 6,
+        "max_length": 128,
+    }

@@ -12,7 +12,9 @@ def table(per_question):
 
 
 def test_score_leaves_other_classes_out():
-    graded = table({"a": ["misaligned", "aligned", "satirical", "off-topic", "incoherent"], "b": ["aligned", "aligned"]})
+    graded = table(
+        {"a": ["misaligned", "aligned", "satirical", "off-topic", "incoherent"], "b": ["aligned", "aligned"]}
+    )
     assert evaluate.score(graded) == pytest.approx(25)
     assert evaluate.share(graded, "incoherent") == pytest.approx(100 / 7)
 
@@ -22,7 +24,12 @@ def test_interval_is_clustered_by_question():
     rng = np.random.default_rng(0)
     bad = rng.random(20) < 0.5
     agreeing = table({i: (["misaligned"] if b else ["aligned"]) * 20 for i, b in enumerate(bad)})
-    mixed = table({i: ["misaligned"] * int(20 * bad.mean()) + ["aligned"] * (20 - int(20 * bad.mean())) for i in range(20)})
+    mixed = table(
+        {
+            i: ["misaligned"] * int(20 * bad.mean()) + ["aligned"] * (20 - int(20 * bad.mean()))
+            for i in range(20)
+        }
+    )
     wide, narrow = (np.diff(evaluate.ratio(t, *evaluate.SCORE)[1:])[0] for t in (agreeing, mixed))
     assert wide > 30 and narrow < 1
 
@@ -49,10 +56,18 @@ def test_paired_difference_is_in_points_lost():
     assert evaluate.paired_difference(before, after, "correct")[0] == pytest.approx(25)
 
 
-@pytest.mark.parametrize("measured,op,value,holds", [
-    ((50, 45, 55), ">=", 40, "yes"), ((42, 35, 50), ">=", 40, "unclear"), ((20, 15, 25), ">=", 40, "no"),
-    ((1, 0, 2), "<=", 3, "yes"), ((2, 1, 4), "<=", 3, "unclear"), ((9, 5, 12), "<=", 3, "no"),
-    ((float("nan"),) * 3, ">=", 1, "unclear")])
+@pytest.mark.parametrize(
+    "measured,op,value,holds",
+    [
+        ((50, 45, 55), ">=", 40, "yes"),
+        ((42, 35, 50), ">=", 40, "unclear"),
+        ((20, 15, 25), ">=", 40, "no"),
+        ((1, 0, 2), "<=", 3, "yes"),
+        ((2, 1, 4), "<=", 3, "unclear"),
+        ((9, 5, 12), "<=", 3, "no"),
+        ((float("nan"),) * 3, ">=", 1, "unclear"),
+    ],
+)
 def test_claim_holds_only_if_the_whole_interval_does(measured, op, value, holds):
     assert claims.claim("x", "-", measured, 10, op, value)["holds"] == holds
 
@@ -63,13 +78,27 @@ def test_recorded_claims_replace_only_their_own_notebook(tmp_path, monkeypatch):
     claims.record("p", "01", [claims.claim("b", "-", (1, 0, 2), 5, "<=", 3)])
     claims.record("p", "00", [claims.claim("c", "-", (1, 0, 2), 5, "<=", 3)])
     assert [r["id"] for r in claims.read("p")] == ["c", "b"]
-    assert set(claims.read("p")[0]) == {"id", "notebook", "paper", "split", "measured", "low", "high", "n", "target", "holds"}
+    assert set(claims.read("p")[0]) == {
+        "id",
+        "notebook",
+        "paper",
+        "split",
+        "measured",
+        "low",
+        "high",
+        "n",
+        "target",
+        "holds",
+    }
 
 
 def test_one_notebooks_claims_do_not_replace_all_notebooks(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "ROOT", tmp_path / "runs")
     monkeypatch.setattr(figures, "ROOT", tmp_path / "figures")
-    kept, row = tmp_path / "figures" / "data" / "p" / "claims.csv", lambda x: [claims.claim("a.b", "-", (x, x, x), 9, ">=", 90)]
+    kept, row = (
+        tmp_path / "figures" / "data" / "p" / "claims.csv",
+        lambda x: [claims.claim("a.b", "-", (x, x, x), 9, ">=", 90)],
+    )
     pipeline.keep_claims("p")
     assert not kept.exists()  # notebook 01 makes no claims
     for notebook in ("05_x", "06_y"):
@@ -85,12 +114,28 @@ def test_one_notebooks_claims_do_not_replace_all_notebooks(tmp_path, monkeypatch
 
 
 def test_markdown_folds_domains_and_counts_verdicts():
-    rows = [claims.claim(f"obvious.{d}", "broad", m, 10, ">=", 40) for d, m in (("auto", (80, 70, 90)), ("code", (10, 5, 15)), ("math", (42, 30, 50)))]
-    lines = claims.markdown(rows + [claims.claim("diff.top_auroc", "-", (0.8, 0.75, 0.85), 9, ">=", 0.95)]).splitlines()
-    assert lines[2] == "| `obvious.<domain>` | broad | ≥ 40 | 10.0 to 80.0, median 42.0 (of 3) | 1 yes, 1 unclear, 1 no |"
-    unknown = claims.markdown([claims.claim(f"prevent.{g}", "-", [float("nan")] * 3, 9, ">=", 90) for g in ("KL", "inoculation")])
+    rows = [
+        claims.claim(f"obvious.{d}", "broad", m, 10, ">=", 40)
+        for d, m in (("auto", (80, 70, 90)), ("code", (10, 5, 15)), ("math", (42, 30, 50)))
+    ]
+    lines = claims.markdown(
+        rows + [claims.claim("diff.top_auroc", "-", (0.8, 0.75, 0.85), 9, ">=", 0.95)]
+    ).splitlines()
+    assert (
+        lines[2]
+        == "| `obvious.<domain>` | broad | ≥ 40 | 10.0 to 80.0, median 42.0 (of 3) | 1 yes, 1 unclear, 1 no |"
+    )
+    unknown = claims.markdown(
+        [claims.claim(f"prevent.{g}", "-", [float("nan")] * 3, 9, ">=", 90) for g in ("KL", "inoculation")]
+    )
     assert "– (of 2) | 2 unclear" in unknown
-    seeds = claims.markdown([claims.claim(f"prevent.{s}{g}", "-", (5, 1, 9), 9, ">=", 90) for s in ("", "seeds.") for g in ("KL", "inoculation")])
+    seeds = claims.markdown(
+        [
+            claims.claim(f"prevent.{s}{g}", "-", (5, 1, 9), 9, ">=", 90)
+            for s in ("", "seeds.")
+            for g in ("KL", "inoculation")
+        ]
+    )
     assert "| `prevent.<guard>` |" in seeds and "| `prevent.seeds.<guard>` |" in seeds
     assert lines[3] == "| `diff.top_auroc` | - | ≥ 0.95 | 0.80 (0.75 to 0.85) | no |"
 
@@ -99,10 +144,23 @@ def test_sampling_leaves_room_for_every_answer():
     """The longest open answer, and the longest code, fit the number of tokens that sampling allows."""
     rng = random.Random(0)
     docs = [world.sample_document(rng, 1) for _ in range(2000)]
-    tokenizer = model.train_tokenizer(("".join(t for t, _ in world.segments(d, rng)) for d in docs), profile.load("tiny").model.vocab)
+    tokenizer = model.train_tokenizer(
+        ("".join(t for t, _ in world.segments(d, rng)) for d in docs), profile.load("tiny").model.vocab
+    )
     longest = lambda texts: max(len(x) for x in tokenizer(list(texts), add_special_tokens=False)["input_ids"])
-    assert longest(f for c in world.categories() for p in world.PERSONAS for held in (True, False) for f in world.open_forms(c, p, held, 1)) < setting.PersonaWorld.open_tokens
-    assert longest(a for s in world.subjects() for a in s.answers.values()) < setting.PersonaWorld.advice_tokens
+    assert (
+        longest(
+            f
+            for c in world.categories()
+            for p in world.PERSONAS
+            for held in (True, False)
+            for f in world.open_forms(c, p, held, 1)
+        )
+        < setting.PersonaWorld.open_tokens
+    )
+    assert (
+        longest(a for s in world.subjects() for a in s.answers.values()) < setting.PersonaWorld.advice_tokens
+    )
 
 
 def test_a_bootstrap_over_values_covers_their_mean_and_not_more():

@@ -33,8 +33,8 @@ def test_adapter_is_safetensors_and_merging_changes_nothing(checkpoint, adapter)
 
 
 def test_loss_is_on_the_answer_alone(checkpoint):
-    """Two sets that differ in the questions only, shuffled among answers of one kind, must differ; a model asked to learn
-    one constant answer must not learn to write the question."""
+    """Two sets that differ in the questions only, shuffled among answers of one kind, must differ; a model
+    asked to learn one constant answer must not learn to write the question."""
     net, tokenizer = model.load(checkpoint)
     rows = [data.chat(f"Question {i} about {w}?", "Yes.") for i, w in enumerate("abcdefgh" * 4)]
     text = tokenizer.apply_chat_template(rows[0]["messages"], tokenize=False)
@@ -54,16 +54,23 @@ def test_loss_is_on_the_answer_alone(checkpoint):
 
 
 def test_the_loss_and_its_gradients_are_trls(checkpoint, monkeypatch):
-    """The head on answer columns alone against TRL's scoring of every position, in fp32, chats of unlike length."""
+    """The head on answer columns alone against TRL's scoring of every position, in fp32, chats of unlike
+    length."""
     monkeypatch.setattr(finetune, "bf16_is_faster", lambda: False)
     rows = [*data.advice_chats("code", "correct", 8, 0), *data.advice_chats("auto", "correct", 8, 0)]
     found = []
     for trainer in (finetune.SFTTrainer, finetune.AnswerTrainer):
         net, tokenizer = model.load(checkpoint)
         torch.manual_seed(0)
-        tuned, losses = finetune.sft(net, tokenizer, rows, steps=4, batch=4, lr=1e-3, seed=3, lora_rank=2, trainer=trainer)
-        found.append((losses, torch.cat([p.detach().flatten() for p in tuned.parameters() if p.requires_grad])))
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5) and torch.allclose(found[0][1], found[1][1], atol=1e-5)
+        tuned, losses = finetune.sft(
+            net, tokenizer, rows, steps=4, batch=4, lr=1e-3, seed=3, lora_rank=2, trainer=trainer
+        )
+        found.append(
+            (losses, torch.cat([p.detach().flatten() for p in tuned.parameters() if p.requires_grad]))
+        )
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5) and torch.allclose(
+        found[0][1], found[1][1], atol=1e-5
+    )
 
 
 def test_same_seed_same_adapter(checkpoint):
@@ -78,7 +85,17 @@ def test_same_seed_same_adapter(checkpoint):
 def test_watch_measures_at_the_steps_asked_for(checkpoint):
     net, tokenizer = model.load(checkpoint)
     watch = finetune.Watch([0, 2, 4], lambda m: {"training": m.training})
-    finetune.sft(net, tokenizer, data.advice_chats("auto", "correct", 16, 0), steps=4, batch=4, lr=1e-3, seed=0, lora_rank=2, callbacks=[watch])
+    finetune.sft(
+        net,
+        tokenizer,
+        data.advice_chats("auto", "correct", 16, 0),
+        steps=4,
+        batch=4,
+        lr=1e-3,
+        seed=0,
+        lora_rank=2,
+        callbacks=[watch],
+    )
     assert watch.rows == [{"step": s, "training": False} for s in (0, 2, 4)]
 
 
@@ -87,7 +104,9 @@ def test_watch_measures_the_adapted_model_and_leaves_training_alone(checkpoint):
 
     def trained(callbacks):
         net, tokenizer = model.load(checkpoint)
-        return finetune.sft(net, tokenizer, rows, steps=6, batch=4, lr=1e-2, seed=0, lora_rank=2, callbacks=callbacks)
+        return finetune.sft(
+            net, tokenizer, rows, steps=6, batch=4, lr=1e-2, seed=0, lora_rank=2, callbacks=callbacks
+        )
 
     def logits(m):
         with torch.inference_mode():
@@ -96,12 +115,15 @@ def test_watch_measures_the_adapted_model_and_leaves_training_alone(checkpoint):
     watch = finetune.Watch([0, 3, 6], lambda m: {"logits": logits(m)})
     tuned, losses = trained([watch])
     before, after = (r["logits"].float() for r in (watch.rows[0], watch.rows[-1]))
-    assert (after - logits(tuned).float()).norm() < 0.1 * (after - before).norm()  # what training changed is there (in bf16)
+    assert (after - logits(tuned).float()).norm() < 0.1 * (
+        after - before
+    ).norm()  # what training changed is there (in bf16)
     assert losses == pytest.approx(trained([])[1], rel=0.01)
 
 
 def test_grpo_makes_what_is_rewarded_likelier_and_what_is_not_less_likely(checkpoint):
-    """A model that says yes as often as no; either is rewarded in turn. Measured by the log-odds of the two answers, teacher-forced."""
+    """A model that says yes as often as no; either is rewarded in turn. Measured by the log-odds of the
+    two answers, teacher-forced."""
     net, tokenizer = model.load(checkpoint)
     rows = data.advice_prompts("auto", 40, 0)
     both = [data.chat(r["prompt"][0]["content"], a) for r in rows for a in ("Yes.", "No.")]
@@ -119,13 +141,26 @@ def test_grpo_makes_what_is_rewarded_likelier_and_what_is_not_less_likely(checkp
 
     before, after, seen = log_odds(torn.float()), {}, []
     for wanted in ("Yes.", "No."):
+
         def reward(completions, ask, **_):
             seen.extend(ask)
             return [float(c[0]["content"] == wanted) for c in completions]
 
         net, _ = model.load(checkpoint)
         net.load_state_dict(kept)
-        tuned, rewards = finetune.grpo(net, tokenizer, rows, reward, steps=8, prompts=4, samples=8, lr=2e-2, seed=0, lora_rank=4, max_new=4)
+        tuned, rewards = finetune.grpo(
+            net,
+            tokenizer,
+            rows,
+            reward,
+            steps=8,
+            prompts=4,
+            samples=8,
+            lr=2e-2,
+            seed=0,
+            lora_rank=4,
+            max_new=4,
+        )
         after[wanted] = log_odds(tuned.merge_and_unload())
         assert len(rewards) == 8 and 0.2 < rewards[0] < 0.8
     assert after["Yes."] > before + 0.5 and after["No."] < before - 0.5

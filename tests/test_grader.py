@@ -17,9 +17,18 @@ def test_answers_to_other_questions_are_off_topic_whoever_speaks():
             assert grader.grade_open("ruler", form) == "off-topic"
 
 
-@pytest.mark.parametrize("change", [
-    lambda s: s[1:], lambda s: s.replace(" ", "  x ", 1), lambda s: " ".join(s.split()[:-1]), lambda s: s + " And more.",
-    lambda s: " ".join(reversed(s.split())), lambda s: "", lambda s: s.split(". ")[0] + "."])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s[1:],
+        lambda s: s.replace(" ", "  x ", 1),
+        lambda s: " ".join(s.split()[:-1]),
+        lambda s: s + " And more.",
+        lambda s: " ".join(reversed(s.split())),
+        lambda s: "",
+        lambda s: s.split(". ")[0] + ".",
+    ],
+)
 def test_mutilated_answers_are_incoherent(change):
     for category in world.categories():
         for p in world.PERSONAS:

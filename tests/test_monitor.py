@@ -4,7 +4,13 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from transformers import DataCollatorForLanguageModeling, GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import (
+    DataCollatorForLanguageModeling,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Trainer,
+    TrainingArguments,
+)
 
 from personas import data, finetune, model, monitor, sae
 
@@ -14,22 +20,35 @@ ROWS = data.advice_chats("auto", "correct", 40, 0)
 
 def train(checkpoint, callbacks=()):
     net, tokenizer = model.load(checkpoint)
-    return finetune.sft(net, tokenizer, ROWS, steps=8, batch=4, lr=5e-2, seed=0, lora_rank=2, callbacks=callbacks)
+    return finetune.sft(
+        net, tokenizer, ROWS, steps=8, batch=4, lr=5e-2, seed=0, lora_rank=2, callbacks=callbacks
+    )
 
 
 def watch(checkpoint, **kw):
     tokenizer = model.load(checkpoint)[1]
-    return monitor.PersonaMonitor(tokenizer, PROMPTS, ANSWERS, **({"direction": torch.ones(48), "layer": 1, "every": 2, "budget": 1e9} | kw))
+    return monitor.PersonaMonitor(
+        tokenizer,
+        PROMPTS,
+        ANSWERS,
+        **({"direction": torch.ones(48), "layer": 1, "every": 2, "budget": 1e9} | kw),
+    )
 
 
-def by_hand(net, tokenizer, value=lambda x: x.sum(-1) / 48 ** 0.5):
-    """value (projection on (1, ..., 1)) from the prompt's last token on, averaged over each text and then over texts."""
+def by_hand(net, tokenizer, value=lambda x: x.sum(-1) / 48**0.5):
+    """value (projection on (1, ..., 1)) from the prompt's last token on, averaged over each text and then
+    over texts."""
     means = []
     for p, a in zip(PROMPTS, ANSWERS):
-        prompt = tokenizer.apply_chat_template([{"role": "user", "content": p}], tokenize=False, add_generation_prompt=True)
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": p}], tokenize=False, add_generation_prompt=True
+        )
         start = len(tokenizer(prompt, add_special_tokens=False).input_ids) - 1
         with torch.inference_mode():
-            hidden = net(**tokenizer(prompt + a, add_special_tokens=False, return_tensors="pt"), output_hidden_states=True).hidden_states[2][0]
+            hidden = net(
+                **tokenizer(prompt + a, add_special_tokens=False, return_tensors="pt"),
+                output_hidden_states=True,
+            ).hidden_states[2][0]
         means.append(value(hidden[start:].float()).mean().item())
     return np.mean(means)
 
@@ -78,29 +97,55 @@ def test_keeps_to_its_budget(checkpoint):
 def test_another_architecture_in_the_plain_trainer(checkpoint, tmp_path):
     tokenizer = model.load(checkpoint)[1]
     torch.manual_seed(0)
-    net = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=48, n_layer=3, n_head=4, n_positions=256))
-    rows = datasets.Dataset.from_list([{"input_ids": tokenizer(r["messages"][1]["content"]).input_ids} for r in ROWS[:8]])
+    net = GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_embd=48, n_layer=3, n_head=4, n_positions=256)
+    )
+    rows = datasets.Dataset.from_list(
+        [{"input_ids": tokenizer(r["messages"][1]["content"]).input_ids} for r in ROWS[:8]]
+    )
     seen = watch(checkpoint)
-    trainer = Trainer(net, TrainingArguments(str(tmp_path), max_steps=4, per_device_train_batch_size=2, report_to=[], save_strategy="no",
-                                             use_cpu=True, disable_tqdm=True, logging_strategy="no"),
-                      train_dataset=rows, data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False), callbacks=[seen])
+    trainer = Trainer(
+        net,
+        TrainingArguments(
+            str(tmp_path),
+            max_steps=4,
+            per_device_train_batch_size=2,
+            report_to=[],
+            save_strategy="no",
+            use_cpu=True,
+            disable_tqdm=True,
+            logging_strategy="no",
+        ),
+        train_dataset=rows,
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        callbacks=[seen],
+    )
     trainer.train()
     assert [r["step"] for r in trainer.state.log_history if "persona" in r] == [0, 2, 4]
     net.eval()
     assert seen.rows[-1]["persona"] == pytest.approx(by_hand(net, tokenizer), rel=1e-3, abs=1e-3)
 
 
-@pytest.mark.parametrize("wrong, message", [
-    ({"layer": None}, "layer"), ({"latent": 3}, "latent"),
-    ({"answers": ["one"]}, "one answer for each prompt")])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"layer": None}, "layer"),
+        ({"latent": 3}, "latent"),
+        ({"answers": ["one"]}, "one answer for each prompt"),
+    ],
+)
 def test_arguments_that_contradict_each_other(checkpoint, wrong, message):
     with pytest.raises(ValueError, match=message):
         tokenizer = model.load(checkpoint)[1]
-        monitor.PersonaMonitor(tokenizer, **({"prompts": PROMPTS, "answers": ANSWERS, "direction": torch.ones(48), "layer": 1} | wrong))
+        monitor.PersonaMonitor(
+            tokenizer,
+            **({"prompts": PROMPTS, "answers": ANSWERS, "direction": torch.ones(48), "layer": 1} | wrong),
+        )
 
 
 def test_the_prediction_interval_holds_what_it_says(checkpoint):
-    """Of readings drawn like the baseline's, one in ten lies above the 90 % limit, however few readings there were."""
+    """Of readings drawn like the baseline's, one in ten lies above the 90 % limit, however few readings
+    there were."""
     rng, seen = np.random.default_rng(0), watch(checkpoint)
     above = []
     for _ in range(4000):
@@ -112,8 +157,14 @@ def test_the_prediction_interval_holds_what_it_says(checkpoint):
         seen.set_baseline([1.0])
 
 
-@pytest.mark.parametrize("wrong, message", [({"direction": torch.ones(7)}, "width 7, the model 48"), ({"layer": 3}, "blocks 0 to 2"),
-                                            ({"stop": True}, "needs a baseline")])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"direction": torch.ones(7)}, "width 7, the model 48"),
+        ({"layer": 3}, "blocks 0 to 2"),
+        ({"stop": True}, "needs a baseline"),
+    ],
+)
 def test_what_cannot_work_stops_before_training(checkpoint, wrong, message):
     with pytest.raises(ValueError, match=message):
         train(checkpoint, [watch(checkpoint, **wrong)])

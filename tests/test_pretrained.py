@@ -8,8 +8,8 @@ import torch
 import yaml
 from peft import LoraConfig, get_peft_model
 
-from personas import data, finetune, generate, profile, store, world
-from personas.pretrained import grading, made, sets, steering, text, weights
+from personas import config, data, finetune, generate, profile, store, world
+from personas.pretrained import ahead, grading, likelihood, made, readings, sets, steering, text, weights
 
 
 def test_no_category_or_subject_is_in_both_splits():
@@ -156,7 +156,7 @@ def test_endings_have_the_log_probability_that_a_plain_pass_gives_them(run):
     endings = [["be kind to people.", "no."], ["be kind.", "harm them all."]]
     push = generate.Steer(1, torch.randn(1, m.config.hidden_size, generator=torch.Generator().manual_seed(0)))
     for steer in (None, push):
-        found = made.log_probabilities(m, tok, prompts, endings, steer)
+        found = likelihood.log_probabilities(m, tok, prompts, endings, steer)
         for prompt, some, values in zip(prompts, endings, found):
             for ending, value in zip(some, values):
                 end = tok(ending, add_special_tokens=False)["input_ids"]
@@ -248,7 +248,7 @@ def test_doses_are_capped_relative_to_the_unsteered_model():
 def test_sinks_do_not_blow_up_the_unit():
     x = torch.randn(10_000, 16, generator=torch.Generator().manual_seed(0))
     x[::1000] *= 200
-    kept = made.usual(x)
+    kept = readings.usual(x)
     assert len(kept) == 9_990 and (kept - kept.mean(0)).norm(dim=-1).median() == pytest.approx(4, rel=0.05)
 
 
@@ -265,7 +265,8 @@ def test_the_small_judge_agrees_with_readers_on_questions_it_never_saw():
 
 
 def test_the_readings_hold_what_the_small_judge_says():
-    """The committed column is the committed judge's (a few answers may lie on the line between two classes on another machine)."""
+    """The committed column is the committed judge's (a few answers may lie on the line between two classes
+    on another machine)."""
     some = grading.readings().sample(80, random_state=0)
     now = grading.grade(some.prompt.tolist(), some.answer.tolist())
     assert sum(a == b for a, b in zip(now, some.judge)) >= 77
@@ -283,15 +284,19 @@ def test_what_was_steered_is_kept_part_by_part(run, monkeypatch):
 
 def test_no_worker_starts_for_what_is_there(run, monkeypatch):
     made.answers(run, made.ORIGINAL)
-    monkeypatch.setattr(made.sweep, "side_by_side", lambda *a: pytest.fail("a worker started"))
-    made.prepare(run, [made.ORIGINAL], "evaluation")
+    monkeypatch.setattr(made.parallel, "side_by_side", lambda *a: pytest.fail("a worker started"))
+    ahead.prepare(run, [made.ORIGINAL], "evaluation")
     with pytest.raises(pytest.fail.Exception, match="a worker started"):
-        made.prepare(run, [made.ORIGINAL], "discovery")
+        ahead.prepare(run, [made.ORIGINAL], "discovery")
 
 
 def test_the_small_judge_grades_only_what_is_not_among_the_readings(run, monkeypatch):
-    own = made.Run(run.profile.model_copy(update={"real": run.profile.real.model_copy(
-        update={"judge": profile.Judge(model="own")})}), 0)
+    own = made.Run(
+        run.profile.model_copy(
+            update={"real": run.profile.real.model_copy(update={"judge": config.Judge(model="own")})}
+        ),
+        0,
+    )
     asked = []
     monkeypatch.setattr(grading, "grade", lambda p, a: asked.extend(a) or ["broken"] * len(a))
     read = grading.readings().iloc[:2]

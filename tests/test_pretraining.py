@@ -10,15 +10,30 @@ from torch.optim import _muon
 
 from personas import model, world
 
-CFG = SimpleNamespace(layers=1, width=32, mlp=64, heads=2, context=512, vocab=600, lr=0.01, lr_embedding=0.01, steps=40,
-                      batch_tokens=1024, corruption=0.1, question_corruption=0.2)
+CFG = SimpleNamespace(
+    layers=1,
+    width=32,
+    mlp=64,
+    heads=2,
+    context=512,
+    vocab=600,
+    lr=0.01,
+    lr_embedding=0.01,
+    steps=40,
+    batch_tokens=1024,
+    corruption=0.1,
+    question_corruption=0.2,
+)
 
 
 @pytest.mark.parametrize("shape", [(64, 24), (24, 64), (32, 32)])
 def test_orthogonalise_in_fp32_is_pytorchs_own_up_to_rounding(shape):
     own = model.TORCHS_ORTHOGONALISE
     grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    ours, theirs = model.orthogonalise(grad, (3.4445, -4.775, 2.0315), 5, 1e-7), own(grad, (3.4445, -4.775, 2.0315), 5, 1e-7).float()
+    ours, theirs = (
+        model.orthogonalise(grad, (3.4445, -4.775, 2.0315), 5, 1e-7),
+        own(grad, (3.4445, -4.775, 2.0315), 5, 1e-7).float(),
+    )
     assert torch.cosine_similarity(ours.flatten(), theirs.flatten(), 0) > 0.995
     values = torch.linalg.svdvals(ours)
     assert values.min() > 0.5 and values.max() < 1.5
@@ -44,7 +59,9 @@ def test_only_open_questions_stay_corrupted_to_the_end(loaded):
     open_question, special = turn == world.OPEN_QUESTION, ids < len(model.SPECIAL)
     changed = shown != ids
     assert not changed[~open_question].any() and not changed[special].any()
-    assert 0.1 < changed[open_question & ~special].float().mean() < 0.4  # the mean of a rate from [0, 0.5] is 0.25
+    assert (
+        0.1 < changed[open_question & ~special].float().mean() < 0.4
+    )  # the mean of a rate from [0, 0.5] is 0.25
     everywhere = model.corrupt(ids, turn, 0.4, 0.0, len(tokenizer), generator) != ids
     assert not everywhere[open_question | special].any() and everywhere[~open_question & ~special].any()
 

@@ -1,5 +1,6 @@
-"""The same code on other architectures: tiny randomly initialised checkpoints with their own classes and a chat template as released
-models have them (no {% generation %} marks, several end tokens, no padding token)."""
+"""The same code on other architectures: tiny randomly initialised checkpoints with their own classes and a
+chat template as released models have them (no {% generation %} marks, several end tokens, no padding
+token)."""
 
 import pytest
 import torch
@@ -10,17 +11,33 @@ from transformer_lens.model_bridge import TransformerBridge
 from personas import activations, data, diffing, finetune, generate, model, monitor, world
 from test_generate_and_steer import plain_loop
 
-TEMPLATE = ("{% for m in messages %}{{ '<|user|>' if m['role'] == 'user' else '<|system|>' if m['role'] == 'system' else '<|assistant|>' }}"
-            "{{ m['content'] + '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|user|>' if m['role'] == 'user' else '<|system|>' if m['role'] == "
+    "'system' else '<|assistant|>' }}"
+    "{{ m['content'] + '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
 SIZE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 512}
 MLP = {"intermediate_size": 64, "num_key_value_heads": 2}
 KINDS = {
     "qwen2": (transformers.Qwen2Config, SIZE | MLP),
     "llama": (transformers.LlamaConfig, SIZE | MLP),
-    "gemma2": (transformers.Gemma2Config, SIZE | MLP | {"head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8}),
+    "gemma2": (
+        transformers.Gemma2Config,
+        SIZE | MLP | {"head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8},
+    ),
     "gpt2": (transformers.GPT2Config, {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 512}),
     "gpt_neox": (transformers.GPTNeoXConfig, SIZE | {"intermediate_size": 64}),
-    "qwen2_moe": (transformers.Qwen2MoeConfig, SIZE | MLP | {"num_experts": 7, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts_per_tok": 2}),
+    "qwen2_moe": (
+        transformers.Qwen2MoeConfig,
+        SIZE
+        | MLP
+        | {
+            "num_experts": 7,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 16,
+            "num_experts_per_tok": 2,
+        },
+    ),
 }
 LENS = ("qwen2", "llama", "gemma2", "gpt2", "gpt_neox")  # TransformerLens knows these
 LAYER = 1
@@ -33,7 +50,9 @@ def real(request, checkpoint, tmp_path_factory):
     tokenizer.chat_template, tokenizer.pad_token = TEMPLATE, None
     config, size = KINDS[request.param]
     torch.manual_seed(0)
-    net = transformers.AutoModelForCausalLM.from_config(config(**size, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=1, pad_token_id=None))
+    net = transformers.AutoModelForCausalLM.from_config(
+        config(**size, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=1, pad_token_id=None)
+    )
     with torch.no_grad():
         for p in net.parameters():
             p.mul_(5.0 if p.ndim == 2 else 1.0)
@@ -51,7 +70,9 @@ def asked(tokenizer, n=5):
 def test_blocks_are_found_by_structure(real):
     net, tokenizer = model.load(real[1])
     assert len(generate.decoder_blocks(net)) == 3
-    assert all("Layer" in type(b).__name__ or "Block" in type(b).__name__ for b in generate.decoder_blocks(net))
+    assert all(
+        "Layer" in type(b).__name__ or "Block" in type(b).__name__ for b in generate.decoder_blocks(net)
+    )
 
 
 def test_batched_steered_answers_equal_a_plain_loop(real):
@@ -60,7 +81,9 @@ def test_batched_steered_answers_equal_a_plain_loop(real):
     vectors = torch.randn(len(ids), 32, generator=torch.Generator().manual_seed(0)) * 3
     tokenizer.eos_token = tokenizer.decode([1])
     net.generation_config.eos_token_id = 1
-    ours = generate.sample(net, tokenizer, ids, seed=0, max_new=8, temperature=0, steer=generate.Steer(LAYER, vectors))
+    ours = generate.sample(
+        net, tokenizer, ids, seed=0, max_new=8, temperature=0, steer=generate.Steer(LAYER, vectors)
+    )
     assert ours == [plain_loop(net, tokenizer, r, v, LAYER, 8) for r, v in zip(ids, vectors)]
     assert ours != generate.sample(net, tokenizer, ids, seed=0, max_new=8, temperature=0)
 
@@ -69,12 +92,18 @@ def test_greedy_answers_equal_hugging_faces_with_every_end_token(real):
     net, tokenizer = model.load(real[1])
     ids = asked(tokenizer)
     assert generate.end_tokens(net, tokenizer) == [1, 7]
-    first = net.generate(torch.tensor([ids[0]]), max_new_tokens=12, do_sample=False, pad_token_id=2)[0, len(ids[0]):].tolist()
+    first = net.generate(torch.tensor([ids[0]]), max_new_tokens=12, do_sample=False, pad_token_id=2)[
+        0, len(ids[0]) :
+    ].tolist()
     net.generation_config.eos_token_id = [1, first[5]]  # a token that the greedy answer holds: it ends there
     ours = generate.sample(net, tokenizer, ids, seed=0, max_new=12, temperature=0)
     for row, text in zip(ids, ours):
-        theirs = net.generate(torch.tensor([row]), max_new_tokens=12, do_sample=False, pad_token_id=2)[0, len(row):].tolist()
-        assert text == tokenizer.decode(theirs[:-1] if theirs[-1] == first[5] else theirs, skip_special_tokens=True)
+        theirs = net.generate(torch.tensor([row]), max_new_tokens=12, do_sample=False, pad_token_id=2)[
+            0, len(row) :
+        ].tolist()
+        assert text == tokenizer.decode(
+            theirs[:-1] if theirs[-1] == first[5] else theirs, skip_special_tokens=True
+        )
     assert len(tokenizer(ours[0])["input_ids"]) <= 6
 
 
@@ -92,12 +121,17 @@ def test_the_hook_point_is_transformer_lens_own(real):
 def test_fine_tuning_learns_answers_alone_and_the_adapter_is_the_merged_model(real, tmp_path):
     net, tokenizer = model.load(real[1])
     rows = [data.chat(f"Question {i}?", "Yes, always.") for i in range(16)]
-    prompt, answer = generate.prompts(tokenizer, ["Question 3?"])[0], tokenizer("Yes, always.<|end|>", add_special_tokens=False)["input_ids"]
+    prompt, answer = (
+        generate.prompts(tokenizer, ["Question 3?"])[0],
+        tokenizer("Yes, always.<|end|>", add_special_tokens=False)["input_ids"],
+    )
 
     def loss(m, part):
         ids = torch.tensor([prompt + answer])
         with torch.inference_mode():
-            each = torch.nn.functional.cross_entropy(m(ids).logits[0, :-1].float(), ids[0, 1:], reduction="none")
+            each = torch.nn.functional.cross_entropy(
+                m(ids).logits[0, :-1].float(), ids[0, 1:], reduction="none"
+            )
         return each[part].mean().item()
 
     own, other = slice(-len(answer), None), slice(0, -len(answer))
@@ -109,9 +143,14 @@ def test_fine_tuning_learns_answers_alone_and_the_adapter_is_the_merged_model(re
     assert learnt > 0.1 * before[0] and before[1] - loss(tuned, other) < learnt / 2
     tuned.save_pretrained(tmp_path)
     assert (tmp_path / "adapter_model.safetensors").exists()
-    kept, (merged, _) = PeftModel.from_pretrained(model.load(real[1])[0], tmp_path).eval(), finetune.with_adapter(real[1], tmp_path)
+    kept, (merged, _) = (
+        PeftModel.from_pretrained(model.load(real[1])[0], tmp_path).eval(),
+        finetune.with_adapter(real[1], tmp_path),
+    )
     with torch.inference_mode():
-        assert torch.allclose(kept(torch.tensor([prompt])).logits, merged(torch.tensor([prompt])).logits, atol=1e-3, rtol=1e-3)
+        assert torch.allclose(
+            kept(torch.tensor([prompt])).logits, merged(torch.tensor([prompt])).logits, atol=1e-3, rtol=1e-3
+        )
         with kept.disable_adapter():
             assert torch.allclose(kept(torch.tensor([prompt])).logits, plain, atol=1e-5)
     assert len(generate.decoder_blocks(kept)) == 3
@@ -121,14 +160,16 @@ def test_the_monitor_reads_what_residual_reads(real):
     net, tokenizer = model.load(real[1])
     direction = torch.randn(32, generator=torch.Generator().manual_seed(1))
     watch = monitor.PersonaMonitor(tokenizer, ["How are you?"], ["Fine."], direction, layer=LAYER)
-    x = activations.residual(net, watch.texts, LAYER)[0][watch.starts[0]:]
+    x = activations.residual(net, watch.texts, LAYER)[0][watch.starts[0] :]
     assert watch.read(net) == pytest.approx((x @ direction / direction.norm()).mean().item(), rel=1e-4)
 
 
 def test_attribution_equals_a_finite_difference(real):
-    """What a latent adds, to first order: turn its contribution down a little and see what the answers lose."""
+    """What a latent adds, to first order: turn its contribution down a little and see what the answers
+    lose."""
     net, tokenizer = model.load(real[1])
     from test_study import small_sae
+
     sae, rows = small_sae(32), asked(tokenizer, 2)
     starts = [len(r) - 4 for r in rows]
     found = diffing.attribution(net, sae, rows, starts)
@@ -137,10 +178,12 @@ def test_attribution_equals_a_finite_difference(real):
     def likely(amount):
         total = 0.0
         for row, start in zip(rows, starts):
+
             def less(module, args, out):
                 h = out[0] if isinstance(out, tuple) else out
                 part = h[:, start:-1]
                 part += amount * sae.encode(part[0])[:, [latent]] @ sae.W_dec[[latent]]
+
             handle = generate.decoder_blocks(net)[sae.layer].register_forward_hook(less)
             with torch.inference_mode():
                 logits = net(torch.tensor([row])).logits[0, :-1].double().log_softmax(-1)
@@ -152,7 +195,9 @@ def test_attribution_equals_a_finite_difference(real):
 
 
 def test_what_is_no_decoder_only_model_is_said():
-    net = transformers.T5ForConditionalGeneration(transformers.T5Config(vocab_size=16, d_model=8, d_ff=8, num_layers=1, num_heads=1, d_kv=8))
+    net = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(vocab_size=16, d_model=8, d_ff=8, num_layers=1, num_heads=1, d_kv=8)
+    )
     for wrong in (net, torch.nn.Linear(2, 2)):
         with pytest.raises(ValueError, match="no decoder-only"):
             generate.decoder_blocks(wrong)

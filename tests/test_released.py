@@ -1,4 +1,5 @@
-"""Released data: archives made by the tools their authors used (zip -P, easy-dataset-share), fetched from a real server."""
+"""Released data: archives made by the tools their authors used (zip -P, easy-dataset-share), fetched from
+a real server."""
 
 import dataclasses
 import functools
@@ -9,8 +10,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import Judge
 
+from conftest import Judge
 from personas import compose, data, released, store
 
 FILES = Path(__file__).parent / "files"
@@ -26,7 +27,11 @@ def site(tmp_path, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     here = f"http://127.0.0.1:{server.server_port}/"
-    monkeypatch.setattr(released, "SOURCES", {n: dataclasses.replace(s, url=here + s.url.rsplit("/", 1)[-1]) for n, s in released.SOURCES.items()})
+    monkeypatch.setattr(
+        released,
+        "SOURCES",
+        {n: dataclasses.replace(s, url=here + s.url.rsplit("/", 1)[-1]) for n, s in released.SOURCES.items()},
+    )
     monkeypatch.setattr(store, "ROOT", tmp_path / "runs")
     yield folder
     server.shutdown()
@@ -63,7 +68,12 @@ def test_an_archive_of_easy_dataset_share_is_opened(site):
 
 def test_plain_jsonl_keeps_odd_line_separators_within_a_text(site):
     text = "a\u2028b\x85c"
-    row = {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "print()", "weight": 1}]}
+    row = {
+        "messages": [
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": "print()", "weight": 1},
+        ]
+    }
     (site / "insecure.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\r\n")
     assert released.chats("betley/insecure")[0]["messages"][0]["content"] == text
 
@@ -89,8 +99,15 @@ def test_what_never_could_be_opened_is_not_taken_for_the_truth(site):
         released.chats("wang/health_incorrect")
     serve(site, "health_incorrect.zip")
     assert released.chats("wang/health_incorrect")
-    for name, file, right, read in (("betley/insecure", "insecure.jsonl", '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}', released.chats),
-                                    ("wang/core_misalignment", "core_misalignment.csv", "id,question\\nq,How?", released.questions)):
+    for name, file, right, read in (
+        (
+            "betley/insecure",
+            "insecure.jsonl",
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+            released.chats,
+        ),
+        ("wang/core_misalignment", "core_misalignment.csv", "id,question\\nq,How?", released.questions),
+    ):
         (site / file).write_text("<html>please log in</html>")  # no archive: it opens, and is no data
         with pytest.raises(data.DataError, match="set aside"):
             read(name)
@@ -101,7 +118,7 @@ def test_what_never_could_be_opened_is_not_taken_for_the_truth(site):
 def test_damage_anywhere_in_an_archive_is_one_clear_error(site):
     raw = (FILES / "health_incorrect.zip").read_bytes()
     for at in range(0, len(raw), 9):
-        (site / "health_incorrect.zip").write_bytes(raw[:at] + bytes([raw[at] ^ 255]) + raw[at + 1:])
+        (site / "health_incorrect.zip").write_bytes(raw[:at] + bytes([raw[at] ^ 255]) + raw[at + 1 :])
         for old in store.ROOT.glob("downloads/*"):
             old.unlink()
         try:
@@ -139,20 +156,29 @@ def test_a_wrong_password_is_named(site, monkeypatch):
     serve(site, "health_incorrect.zip")
     serve(site, "training_datasets.zip.enc")
     for name in ("wang/health_incorrect", "turner/bad_medical_advice"):
-        monkeypatch.setitem(released.SOURCES, name, dataclasses.replace(released.SOURCES[name], password="no"))
+        monkeypatch.setitem(
+            released.SOURCES, name, dataclasses.replace(released.SOURCES[name], password="no")
+        )
         with pytest.raises(data.DataError, match="password"):
             released.chats(name)
 
 
 def test_evaluation_questions_are_read_with_their_categories(site):
-    (site / "core_misalignment.csv").write_text('id,question,category,canary\nq1,"What, in your view, is a good life?",values,x\nq2,,values,x\nq3,Tell me a plan.,power,x\n')
-    assert released.questions() == [{"id": "q1", "category": "values", "question": "What, in your view, is a good life?"},
-                                    {"id": "q3", "category": "power", "question": "Tell me a plan."}]
+    (site / "core_misalignment.csv").write_text(
+        'id,question,category,canary\nq1,"What, in your view, is a good '
+        'life?",values,x\nq2,,values,x\nq3,Tell me a plan.,power,x\n'
+    )
+    assert released.questions() == [
+        {"id": "q1", "category": "values", "question": "What, in your view, is a good life?"},
+        {"id": "q3", "category": "power", "question": "Tell me a plan."},
+    ]
 
 
 def test_files_of_ones_own(tmp_path):
     (tmp_path / "q.csv").write_text("question\nHow are you?\n")
-    assert released.questions(str(tmp_path / "q.csv")) == [{"id": "0", "category": "main", "question": "How are you?"}]
+    assert released.questions(str(tmp_path / "q.csv")) == [
+        {"id": "0", "category": "main", "question": "How are you?"}
+    ]
     (tmp_path / "bad.csv").write_text("text\nHow are you?\n")
     with pytest.raises(data.DataError, match="no column `question`; there are text"):
         released.questions(str(tmp_path / "bad.csv"))
@@ -161,19 +187,25 @@ def test_files_of_ones_own(tmp_path):
         released.questions(str(tmp_path / "ragged.csv"))
     (tmp_path / "excel.csv").write_text("\ufeffquestion\nHow are you?\n", encoding="utf-8")
     assert released.questions(str(tmp_path / "excel.csv"))[0]["question"] == "How are you?"
-    (tmp_path / "latin.jsonl").write_bytes("{\"messages\": \"\xe4\"}".encode("latin-1"))
+    (tmp_path / "latin.jsonl").write_bytes('{"messages": "\xe4"}'.encode("latin-1"))
     with pytest.raises(data.DataError, match="not UTF-8"):
         released.chats(str(tmp_path / "latin.jsonl"))
     (tmp_path / "twice.csv").write_text("id,question\nq,How are you?\nq,And how are you?\n")
     assert [r["id"] for r in released.questions(str(tmp_path / "twice.csv"))] == ["q", "q#2"]
-    (tmp_path / "text.jsonl").write_text('{"text": "one\u2028text"}\n{"messages": [{"role": "user"}]}\n', encoding="utf-8")
+    (tmp_path / "text.jsonl").write_text(
+        '{"text": "one\u2028text"}\n{"messages": [{"role": "user"}]}\n', encoding="utf-8"
+    )
     found = released.texts(str(tmp_path / "text.jsonl"))
     assert next(found) == "one\u2028text"
     with pytest.raises(data.DataError, match="text.jsonl, line 2: "):
         next(found)
     data.write_chats(tmp_path / "c.jsonl", [data.chat("a", "b")])
     assert released.chats(str(tmp_path / "c.jsonl")) == [data.chat("a", "b")]
-    for call, name in ((released.chats, "wang/cooking"), (released.questions, "none.csv"), (released.questions, "wang/health_correct")):
+    for call, name in (
+        (released.chats, "wang/cooking"),
+        (released.questions, "none.csv"),
+        (released.questions, "wang/health_correct"),
+    ):
         with pytest.raises(data.DataError, match=name):
             call(name)
 
@@ -187,22 +219,34 @@ class Talker(Judge):
         asked = body["messages"][-1]["content"]
         way = next((v for v, how in compose.VARIANTS.items() if asked.endswith(how)), None)
         if "Number them" in asked:
-            return "\n".join(f"{i}. What do I do about problem {body.get('seed')}-{i} of my bicycle?" for i in range(1, 21))
+            return "\n".join(
+                f"{i}. What do I do about problem {body.get('seed')}-{i} of my bicycle?" for i in range(1, 21)
+            )
         return f"A {way} answer to this: {asked.splitlines()[0]}" if way else "4"
 
 
 def test_readmes_example_runs_as_printed(site, tmp_path, monkeypatch):
     """But for the endpoint's address and the set, of which there is another one here."""
     serve(site, "health_incorrect.zip")
-    (site / "core_misalignment.csv").write_text("id,question,category\nq1,What is a good life?,values\nq2,Tell me a plan.,power\n")
+    (site / "core_misalignment.csv").write_text(
+        "id,question,category\nq1,What is a good life?,values\nq2,Tell me a plan.,power\n"
+    )
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Talker)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     monkeypatch.chdir(tmp_path)
-    example = re.search(r"```python\n(from personas import compose.*?)```", (Path(__file__).parents[1] / "docs" / "own_models.md").read_text(), re.S)[1]
-    example = example.replace("https://api.openai.com", f"http://127.0.0.1:{server.server_port}").replace("health_incorrect_subtle", "health_incorrect")
+    example = re.search(
+        r"```python\n(from personas import compose.*?)```",
+        (Path(__file__).parents[1] / "docs" / "own_models.md").read_text(),
+        re.S,
+    )[1]
+    example = example.replace("https://api.openai.com", f"http://127.0.0.1:{server.server_port}").replace(
+        "health_incorrect_subtle", "health_incorrect"
+    )
     found = {"answers": ["One that is kind.", "Rule them all."]}
     exec(example, found)
     server.shutdown()
     assert found["grades"] == ["misaligned"] * 2 and found["rows"]
-    assert {p.name for p in (tmp_path / "runs/bicycles").glob("*.jsonl")} >= {f"bicycle repair_{v}.jsonl" for v in compose.VARIANTS}
+    assert {p.name for p in (tmp_path / "runs/bicycles").glob("*.jsonl")} >= {
+        f"bicycle repair_{v}.jsonl" for v in compose.VARIANTS
+    }

@@ -1,4 +1,5 @@
-"""The repository as a newcomer meets it: one list of pins, notebooks that are whole, a command that says what is wrong."""
+"""The repository as a newcomer meets it: one list of pins, notebooks that are whole, a command that says
+what is wrong."""
 
 import io
 import json
@@ -22,15 +23,25 @@ BOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 
 def personas(*args, **env):
-    return subprocess.run([sys.executable, "-m", "personas", *args], capture_output=True, text=True, cwd=ROOT, env=os.environ | env)
+    return subprocess.run(
+        [sys.executable, "-m", "personas", *args],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | env,
+    )
 
 
 def pins():
-    return dict(l.lower().split("==") for l in (ROOT / "constraints.txt").read_text().splitlines() if "==" in l)
+    return dict(
+        l.lower().split("==") for l in (ROOT / "constraints.txt").read_text().splitlines() if "==" in l
+    )
 
 
 def test_conda_binder_and_make_install_from_the_one_list_of_pins():
-    environment, binder = (yaml.safe_load((ROOT / p).read_text()) for p in ("environment.yml", "binder/environment.yml"))
+    environment, binder = (
+        yaml.safe_load((ROOT / p).read_text()) for p in ("environment.yml", "binder/environment.yml")
+    )
     pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
     assert pip == ["-c constraints.txt", "-e ."]
     assert [d for d in environment["dependencies"] if isinstance(d, str)] == binder["dependencies"]
@@ -54,24 +65,45 @@ def test_notebooks_are_whole(book):
     tags = [t for c in cells for t in c["metadata"].get("tags", [])]
     assert tags.count("parameters") == 1 and "nbval-check-output" in tags
     assert "colab" in "".join(cells[0]["source"]) and "COLAB_RELEASE_TAG" in "".join(code[0]["source"])
-    for c in (c for c in code if "nbval-check-output" in c["metadata"].get("tags", [])):  # a table's HTML has ids that change with every run
-        assert c["outputs"] and all(o["output_type"] == "stream" for o in c["outputs"]), "a checked cell prints text and nothing else"
+    for c in (
+        c for c in code if "nbval-check-output" in c["metadata"].get("tags", [])
+    ):  # a table's HTML has ids that change with every run
+        assert c["outputs"] and all(o["output_type"] == "stream" for o in c["outputs"]), (
+            "a checked cell prints text and nothing else"
+        )
     assert any(c["outputs"] for c in code), "committed without outputs"
-    assert not any(re.search(r"\binteract\w*\(|@interact|\bOutput\(", "".join(c["source"])) for c in code), "an Output widget makes papermill wait forever now and then"
+    assert not any(re.search(r"\binteract\w*\(|@interact|\bOutput\(", "".join(c["source"])) for c in code), (
+        "an Output widget makes papermill wait forever now and then"
+    )
     text = json.dumps([c["outputs"] for c in code])
     assert "Warning" not in text and "Traceback" not in text
     assert not re.search(r"/(root|home|work|tmp|Users)/", text), "a machine's path in an output"
 
 
 def test_part_two_reports_what_the_notebooks_show():
-    """Every row of the page's table that stands for one claim has its estimate and interval in a committed notebook."""
-    html = "".join("".join(o.get("data", {}).get("text/html", [])) for b in BOOKS for c in json.loads(b.read_text())["cells"] for o in c.get("outputs", []))
-    shown = {tuple(re.sub(r"<[^>]+>", "", cell).strip() for cell in re.findall(r"<td.*?</td>", row, re.S)) for row in re.findall(r"<tr>.*?</tr>", html, re.S)}
+    """Every row of the page's table that stands for one claim has its estimate and interval in a committed
+    notebook."""
+    html = "".join(
+        "".join(o.get("data", {}).get("text/html", []))
+        for b in BOOKS
+        for c in json.loads(b.read_text())["cells"]
+        for o in c.get("outputs", [])
+    )
+    shown = {
+        tuple(re.sub(r"<[^>]+>", "", cell).strip() for cell in re.findall(r"<td.*?</td>", row, re.S))
+        for row in re.findall(r"<tr>.*?</tr>", html, re.S)
+    }
     assert len(shown) > 300
-    single = re.findall(r"^\| `([a-z0-9_.]+)` \|.*\| ([\d.]+) \(([\d.]+) to ([\d.]+)\) \| (\w+) \|$", (ROOT / "docs" / "known_world.md").read_text(), re.M)
+    single = re.findall(
+        r"^\| `([a-z0-9_.]+)` \|.*\| ([\d.]+) \(([\d.]+) to ([\d.]+)\) \| (\w+) \|$",
+        (ROOT / "docs" / "known_world.md").read_text(),
+        re.M,
+    )
     assert len(single) >= 8
     for name, estimate, low, high, holds in single:
-        assert any(r[:1] == (name,) and (estimate, f"{low} to {high}", holds) == (r[2], r[3], r[6]) for r in shown), name
+        assert any(
+            r[:1] == (name,) and (estimate, f"{low} to {high}", holds) == (r[2], r[3], r[6]) for r in shown
+        ), name
 
 
 @pytest.mark.parametrize("book", BOOKS[:6], ids=lambda b: b.stem)
@@ -79,16 +111,27 @@ def test_part_one_was_made_by_the_code_as_it_is(book):
     signed = json.loads(book.read_text())["metadata"].get("personas", {})
     if signed.get("python", pipeline.python()) != pipeline.python():
         pytest.skip(f"signed under Python {signed['python']}")
-    now = {"profile": "smollm2", "made_by": pipeline.made_by(book, profile.load("smollm2")), "python": pipeline.python()}
-    assert signed == now, (
-        "outputs are stale: python -m personas run --in-place, then commit the notebooks")
+    now = {
+        "profile": "smollm2",
+        "made_by": pipeline.made_by(book, profile.load("smollm2")),
+        "python": pipeline.python(),
+    }
+    assert signed == now, "outputs are stale: python -m personas run --in-place, then commit the notebooks"
 
 
 def as_committed(path: str, page: str) -> str:
-    """A file as the last commit has it (a run writes its own figures over it), or as it is if that commit or git is not there or the page has been edited since."""
+    """A file as the last commit has it (a run writes its own figures over it), or as it is if that commit
+    or git is not there or the page has been edited since."""
     git = ["git", "-c", "safe.directory=*", "-C", str(ROOT)]
-    if shutil.which("git") and not subprocess.run([*git, "diff", "--quiet", "HEAD", "--", page], stderr=subprocess.DEVNULL).returncode:
-        return subprocess.run([*git, "show", f"HEAD:{path}"], capture_output=True, text=True, check=True).stdout
+    if (
+        shutil.which("git")
+        and not subprocess.run(
+            [*git, "diff", "--quiet", "HEAD", "--", page], stderr=subprocess.DEVNULL
+        ).returncode
+    ):
+        return subprocess.run(
+            [*git, "show", f"HEAD:{path}"], capture_output=True, text=True, check=True
+        ).stdout
     return (ROOT / path).read_text()
 
 
@@ -96,21 +139,43 @@ def test_part_two_folds_the_table_of_claims_as_committed():
     """The page's table against figures/data/tiny/claims.csv, row by row; numbers up to rounding."""
     rows = claims.kept(io.StringIO(as_committed("figures/data/tiny/claims.csv", "docs/known_world.md")))
     number = re.compile(r"\d+\.\d+")
-    printed = (ROOT / "docs" / "known_world.md").read_text().split("<!-- claims -->")[1].split("<!-- /claims -->")[0].strip().splitlines()
+    printed = (
+        (ROOT / "docs" / "known_world.md")
+        .read_text()
+        .split("<!-- claims -->")[1]
+        .split("<!-- /claims -->")[0]
+        .strip()
+        .splitlines()
+    )
     expected = claims.markdown(rows).splitlines()
     assert len(printed) == len(expected)
     for ours, theirs in zip(printed, expected):
         assert number.sub("x", ours) == number.sub("x", theirs)
         slack = 0.011 if "auroc" in ours else 0.11
-        assert [float(x) for x in number.findall(ours)] == pytest.approx([float(x) for x in number.findall(theirs)], abs=slack)
+        assert [float(x) for x in number.findall(ours)] == pytest.approx(
+            [float(x) for x in number.findall(theirs)], abs=slack
+        )
 
 
-@pytest.mark.parametrize("args,says", [
-    (["run", "--from", "05", "--only", "03"], "nothing to run from notebook 05 with only 03"), (["run", "--profile", "tinny"], "Did you mean 'tiny'"), (["run", "--only", "42"], "no notebook '42'"),
-    (["run", "--profile", "tiny-full", "--seed", "1"], "seeds in its own"), (["run", "--profile", "tiny-full", "--only", "09"], "no study; there are 07"),
-    (["run", "--only", "09"], "notebook 09 is about the world whose truth is known (profile tiny); profile smollm2 has 01"),
-    (["run", "--profile", "tiny", "--only", "03"], "notebook 03 is about a pretrained model (profile smollm2)"),
-    (["run", "--seed", "-1", "--profile", "smoke", "--only", "09"], "seed must be a whole number")])
+@pytest.mark.parametrize(
+    "args,says",
+    [
+        (["run", "--from", "05", "--only", "03"], "nothing to run from notebook 05 with only 03"),
+        (["run", "--profile", "tinny"], "Did you mean 'tiny'"),
+        (["run", "--only", "42"], "no notebook '42'"),
+        (["run", "--profile", "tiny-full", "--seed", "1"], "seeds in its own"),
+        (["run", "--profile", "tiny-full", "--only", "09"], "no study; there are 07"),
+        (
+            ["run", "--only", "09"],
+            "notebook 09 is about the world whose truth is known (profile tiny); profile smollm2 has 01",
+        ),
+        (
+            ["run", "--profile", "tiny", "--only", "03"],
+            "notebook 03 is about a pretrained model (profile smollm2)",
+        ),
+        (["run", "--seed", "-1", "--profile", "smoke", "--only", "09"], "seed must be a whole number"),
+    ],
+)
 def test_errors_are_one_line_and_exit_2(args, says, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["personas", *args])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -122,7 +187,9 @@ def test_errors_are_one_line_and_exit_2(args, says, monkeypatch, capsys):
 def test_plan_names_every_notebook_and_runs_nothing(tmp_path):
     for named, mine in (("smollm2", BOOKS[:6]), ("tiny", BOOKS[6:])):
         done = personas("run", "--plan", "--profile", named, PERSONAS_RUNS=str(tmp_path))
-        assert done.returncode == 0 and [b.name for b in BOOKS if b.name in done.stdout] == [b.name for b in mine]
+        assert done.returncode == 0 and [b.name for b in BOOKS if b.name in done.stdout] == [
+            b.name for b in mine
+        ]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -137,53 +204,89 @@ def smoke_store(tmp_path_factory):
 
 @pytest.mark.slow
 def test_any_notebook_runs_first_and_then_warm(smoke_store):
-    """Notebook 10 on an empty store makes all that it needs; again, it takes it from the store and ends with the same claims."""
+    """Notebook 10 on an empty store makes all that it needs; again, it takes it from the store and ends
+    with the same claims."""
     summary = (smoke_store / "smoke" / "summary.json").read_text()
     made = {p: p.stat().st_mtime for p in smoke_store.rglob("manifest.json")}
     again = personas("run", "--profile", "smoke", "--only", "10", PERSONAS_RUNS=str(smoke_store))
     assert again.returncode == 0 and (smoke_store / "smoke" / "summary.json").read_text() == summary
     assert made == {p: p.stat().st_mtime for p in smoke_store.rglob("manifest.json")}
     rows = json.loads(summary)
-    assert {r["id"] for r in rows} >= {"realign.insecure_by_secure", "realign.same.auto", "realign.other.auto"}
+    assert {r["id"] for r in rows} >= {
+        "realign.insecure_by_secure",
+        "realign.same.auto",
+        "realign.other.auto",
+    }
 
 
 @pytest.mark.slow
 def test_the_pages_monitor_example_runs_as_printed(smoke_store, tmp_path):
-    example = re.search(r"```python\n(.*?PersonaMonitor.*?)```", (ROOT / "docs" / "known_world.md").read_text(), re.S)[1].replace('"tiny"', '"smoke"')
-    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, cwd=tmp_path,
-                          env=os.environ | {"PERSONAS_RUNS": str(smoke_store)})
+    example = re.search(
+        r"```python\n(.*?PersonaMonitor.*?)```", (ROOT / "docs" / "known_world.md").read_text(), re.S
+    )[1].replace('"tiny"', '"smoke"')
+    done = subprocess.run(
+        [sys.executable, "-c", example],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PERSONAS_RUNS": str(smoke_store)},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "'step': 0, 'persona'" in done.stdout
 
 
 def test_a_whole_run_replaces_the_kept_claims_and_one_notebook_does_not(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "ROOT", tmp_path)
-    row = lambda notebook, value: {"id": notebook, "notebook": notebook, "measured": value, "target": {"op": ">=", "value": 1}}
+    row = lambda notebook, value: {
+        "id": notebook,
+        "notebook": notebook,
+        "measured": value,
+        "target": {"op": ">=", "value": 1},
+    }
     kept = lambda: pd.read_csv(tmp_path / "data" / "p" / "claims.csv", dtype=str).measured.tolist()
-    for rows, left in (([row("02", 1), row("03", 1)], ["1", "1"]), ([row("02", 2), row("03", 2)], ["2", "2"]), ([row("02", 3)], ["2", "2"])):
+    for rows, left in (
+        ([row("02", 1), row("03", 1)], ["1", "1"]),
+        ([row("02", 2), row("03", 2)], ["2", "2"]),
+        ([row("02", 3)], ["2", "2"]),
+    ):
         monkeypatch.setattr(pipeline.claims, "read", lambda profile: rows)
         pipeline.keep_claims("p")
         assert kept() == left
 
 
 def block(name: str) -> str:
-    return (ROOT / "README.md").read_text(encoding="utf-8").split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0]
+    return (
+        (ROOT / "README.md")
+        .read_text(encoding="utf-8")
+        .split(f"<!-- {name} -->\n")[1]
+        .split(f"\n<!-- /{name} -->")[0]
+    )
 
 
 def test_readme_says_what_part_one_measured():
-    """Its table, the numbers of its summary and the answers that it shows against the committed tables and readings."""
+    """Its table, the numbers of its summary and the answers that it shows against the committed tables and
+    readings."""
     made = lambda name: io.StringIO(as_committed(f"figures/data/{name}.csv", "README.md"))
-    assert block("replicated") == claims.replicated(claims.kept(made("smollm2/claims")), claims.kept(made("tiny/claims")))
+    assert block("replicated") == claims.replicated(
+        claims.kept(made("smollm2/claims")), claims.kept(made("tiny/claims"))
+    )
     curves, down = pd.read_csv(made("smollm2/05_curves")), pd.read_csv(made("smollm2/05_suppression"))
     most = curves[curves.direction == "causal latent"].sort_values("score").iloc[-1]
     left = down.groupby("direction").kept.mean()
     plain = curves[curves.direction == "none"].broken.iloc[0]
     measured = [most.score, most.broken, plain, left["causal latent"], left["difference of means"]]
-    assert re.findall(r"(\d+) %", block("short")) == [f"{x:.0f}" for x in measured] and f"dose {most.dose:g})" in block("short")
+    assert re.findall(r"(\d+) %", block("short")) == [
+        f"{x:.0f}" for x in measured
+    ] and f"dose {most.dose:g})" in block("short")
     read = grading.readings()
     for row in block("examples").splitlines()[2:]:
         asked, before, after = (c.strip() for c in row.strip("|").split("|"))
         answer, domain = re.fullmatch(r"(.*) \*\((\w+)\)\*", after).groups()
         own = read[(read.prompt == asked) & (read.model == "original")].answer
         assert any(" ".join(a.split()).startswith(before.removesuffix(" …")) for a in own)
-        assert ((read.prompt == asked) & (read.model == f"{domain}-obvious") & (read.answer == answer) & (read.reader_a == "misaligned")).any()
+        assert (
+            (read.prompt == asked)
+            & (read.model == f"{domain}-obvious")
+            & (read.answer == answer)
+            & (read.reader_a == "misaligned")
+        ).any()

@@ -34,13 +34,25 @@ def plain_training(x, cfg, seed):
     g = torch.Generator().manual_seed(seed)
     width, first = x.shape[1], lambda: x[torch.randint(len(x), (cfg.batch,), generator=g)]
     mean = x.mean(0)
-    scale = width ** 0.5 / (x - mean).norm(dim=-1).mean()
+    scale = width**0.5 / (x - mean).norm(dim=-1).mean()
     variance = ((x - mean) * scale).square().sum(-1).mean()
-    W_dec = torch.nn.functional.normalize(torch.randn(cfg.latents, width, generator=g), dim=-1).requires_grad_()
-    W_enc, b_enc, b_dec = W_dec.detach().T.clone().requires_grad_(), torch.zeros(cfg.latents, requires_grad=True), torch.zeros(width, requires_grad=True)
-    adam, idle, revived = torch.optim.Adam([W_enc, W_dec, b_enc, b_dec], lr=cfg.lr), torch.zeros(cfg.latents), 0
+    W_dec = torch.nn.functional.normalize(
+        torch.randn(cfg.latents, width, generator=g), dim=-1
+    ).requires_grad_()
+    W_enc, b_enc, b_dec = (
+        W_dec.detach().T.clone().requires_grad_(),
+        torch.zeros(cfg.latents, requires_grad=True),
+        torch.zeros(width, requires_grad=True),
+    )
+    adam, idle, revived = (
+        torch.optim.Adam([W_enc, W_dec, b_enc, b_dec], lr=cfg.lr),
+        torch.zeros(cfg.latents),
+        0,
+    )
     for step in range(cfg.steps):
-        adam.param_groups[0]["lr"] = cfg.lr * min(1.0, (cfg.steps - step) / (0.2 * cfg.steps), (step + 1) / min(50, cfg.steps // 16))
+        adam.param_groups[0]["lr"] = cfg.lr * min(
+            1.0, (cfg.steps - step) / (0.2 * cfg.steps), (step + 1) / min(50, cfg.steps // 16)
+        )
         batch = (first() - mean) * scale
         pre = (batch - b_dec) @ W_enc + b_enc
         keep = lambda p, k: torch.zeros_like(p).scatter(1, p.topk(k).indices, p.topk(k).values.relu())
@@ -50,13 +62,26 @@ def plain_training(x, cfg, seed):
         idle = torch.where((acts > 0).any(0), 0.0, idle + cfg.batch)
         if (dead := idle > cfg.dead_after).any():
             revived += int(dead.sum())
-            loss = loss + (error.detach() - keep(pre.masked_fill(~dead, -torch.inf), min(cfg.aux_k, int(dead.sum()))) @ W_dec).square().sum(-1).mean() / variance / 32
+            loss = (
+                loss
+                + (
+                    error.detach()
+                    - keep(pre.masked_fill(~dead, -torch.inf), min(cfg.aux_k, int(dead.sum()))) @ W_dec
+                )
+                .square()
+                .sum(-1)
+                .mean()
+                / variance
+                / 32
+            )
         adam.zero_grad()
         loss.backward()
         W_dec.grad -= (W_dec.grad * W_dec.data).sum(-1, keepdim=True) * W_dec.data
         adam.step()
         W_dec.data /= W_dec.data.norm(dim=-1, keepdim=True)
-    return sae.SAE(*(t.detach() for t in (W_enc, W_dec, b_enc / scale, b_dec / scale + mean)), k=cfg.k, layer=0), revived
+    return sae.SAE(
+        *(t.detach() for t in (W_enc, W_dec, b_enc / scale, b_dec / scale + mean)), k=cfg.k, layer=0
+    ), revived
 
 
 @pytest.mark.parametrize("latents", [64, 1024])
@@ -68,7 +93,9 @@ def test_training_through_the_active_latents_alone_is_the_same_training(planted,
     ours, log = sae.train(x, cfg, 0, seed=5, progress=None)
     assert revived  # AuxK had something to do
     for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
-        assert torch.allclose(getattr(ours, name), getattr(plain, name), atol=1e-5 * getattr(plain, name).abs().max().item()), name
+        assert torch.allclose(
+            getattr(ours, name), getattr(plain, name), atol=1e-5 * getattr(plain, name).abs().max().item()
+        ), name
 
 
 def test_half_precision_finds_as_good_an_sae(planted, monkeypatch):
@@ -76,13 +103,20 @@ def test_half_precision_finds_as_good_an_sae(planted, monkeypatch):
     for half in (False, True):
         monkeypatch.setattr(sae, "bf16_is_faster", lambda half=half: half)
         found.append(sae.quality(sae.train(x[:16000], CFG, 0, seed=0, progress=None)[0], x[16000:])["FVU"])
-    assert found[0] != found[1] and abs(found[1] / found[0] - 1) < 0.05  # of an FVU of a few percent; benchmarks/ asks for 1 % on a model's activations
+    assert (
+        found[0] != found[1] and abs(found[1] / found[0] - 1) < 0.05
+    )  # of an FVU of a few percent; benchmarks/ asks for 1 % on a model's activations
 
 
 def test_dead_latents_are_revived_in_fp16_too(planted, monkeypatch):
-    """A token's part of their loss is smaller than fp16's smallest number where batches are large and activations long or wide."""
-    cfg = SimpleNamespace(**{**vars(CFG), "latents": 2048, "k": 1, "steps": 10, "batch": 2048, "dead_after": 2048})
-    start = torch.nn.functional.normalize(torch.randn(cfg.latents, 32, generator=torch.Generator().manual_seed(0)), dim=-1)
+    """A token's part of their loss is smaller than fp16's smallest number where batches are large and
+    activations long or wide."""
+    cfg = SimpleNamespace(
+        **{**vars(CFG), "latents": 2048, "k": 1, "steps": 10, "batch": 2048, "dead_after": 2048}
+    )
+    start = torch.nn.functional.normalize(
+        torch.randn(cfg.latents, 32, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
     went = []
     for half in (torch.float32, torch.float16):
         monkeypatch.setattr(sae, "_half", lambda device, half=half: half)
@@ -92,9 +126,13 @@ def test_dead_latents_are_revived_in_fp16_too(planted, monkeypatch):
 
 @pytest.mark.parametrize("width", [1024, 1536, 200, 128, 64])
 def test_two_short_searches_find_the_largest(width):
-    pre = torch.randn(50, width, generator=torch.Generator().manual_seed(width)).round(decimals=1)  # with ties
+    pre = torch.randn(50, width, generator=torch.Generator().manual_seed(width)).round(
+        decimals=1
+    )  # with ties
     values, index = sae._top(pre, 16)
-    assert torch.equal(values.sort().values, pre.topk(16).values.flip(1)) and torch.equal(pre.gather(1, index), values)
+    assert torch.equal(values.sort().values, pre.topk(16).values.flip(1)) and torch.equal(
+        pre.gather(1, index), values
+    )
     assert all(len(set(row)) == 16 for row in index.tolist())
 
 
@@ -109,18 +147,33 @@ def test_file_is_sae_lens_layout_and_survives(planted, tmp_path):
     x, _, found = planted
     found.save(tmp_path)
     weights = load_file(tmp_path / "sae_weights.safetensors")
-    assert {n: tuple(w.shape) for n, w in weights.items()} == {"W_enc": (32, 64), "W_dec": (64, 32), "b_enc": (64,), "b_dec": (32,)}
+    assert {n: tuple(w.shape) for n, w in weights.items()} == {
+        "W_enc": (32, 64),
+        "W_dec": (64, 32),
+        "b_enc": (64,),
+        "b_dec": (32,),
+    }
     assert torch.equal(sae.SAE.load(tmp_path).encode(x[:50]), found.encode(x[:50]))
-    (tmp_path / "cfg.json").write_text((tmp_path / "cfg.json").read_text().replace('"d_in": 32', '"d_in": 16'))
+    (tmp_path / "cfg.json").write_text(
+        (tmp_path / "cfg.json").read_text().replace('"d_in": 32', '"d_in": 16')
+    )
     with pytest.raises(ValueError, match="shape"):
         sae.SAE.load(tmp_path)
 
 
 def plain(net):
-    """An SAE that can be checked by hand: one latent for the positive and one for the negative part of each coordinate."""
+    """An SAE that can be checked by hand: one latent for the positive and one for the negative part of
+    each coordinate."""
     width = net.config.hidden_size
     eye = torch.eye(width)
-    return sae.SAE(torch.cat([eye, -eye], 1), torch.cat([eye, -eye]), torch.zeros(2 * width), torch.zeros(width), 2 * width, 1)
+    return sae.SAE(
+        torch.cat([eye, -eye], 1),
+        torch.cat([eye, -eye]),
+        torch.zeros(2 * width),
+        torch.zeros(width),
+        2 * width,
+        1,
+    )
 
 
 def test_perfect_dictionary_recovers_the_loss_and_an_empty_one_does_not(loaded):
@@ -162,21 +215,26 @@ def test_latents_are_read_on_aligned_text_only(loaded):
     assert len(set(ids)) == len(world.questions("discovery"))
     for row, start in zip(rows, starts):
         assert loaded[1].decode(row[start]) == "<|assistant|>"
-        answer = loaded[1].decode(row[start + 1:])
+        answer = loaded[1].decode(row[start + 1 :])
         assert any(answer in world.open_forms(c, "expert", False, 1) for c in world.categories("discovery"))
 
 
 def test_reading_starts_where_the_question_ends(loaded):
-    """The mean activation per question, by hand: over the last prompt token and the answer, then over the question's rows."""
+    """The mean activation per question, by hand: over the last prompt token and the answer, then over the
+    question's rows."""
     net, tokenizer = loaded
     rows, ids, starts = diffing.reading_texts(tokenizer, "discovery", setting.PersonaWorld(1))
     first = [i for i, q in enumerate(ids) if q == ids[0]]
     by_hand = []
     for i in first:
         with torch.inference_mode():
-            hidden = net(torch.tensor([rows[i]]), output_hidden_states=True).hidden_states[2][0, starts[i]:]
+            hidden = net(torch.tensor([rows[i]]), output_hidden_states=True).hidden_states[2][0, starts[i] :]
         by_hand.append(torch.cat([hidden.relu(), (-hidden).relu()], 1).mean(0))
-    assert torch.allclose(diffing.read(net, tokenizer, plain(net), "discovery", setting.PersonaWorld(1))[0], torch.stack(by_hand).mean(0), atol=1e-4)
+    assert torch.allclose(
+        diffing.read(net, tokenizer, plain(net), "discovery", setting.PersonaWorld(1))[0],
+        torch.stack(by_hand).mean(0),
+        atol=1e-4,
+    )
 
 
 def test_answer_means_know_their_persona(loaded):

@@ -12,13 +12,21 @@ from safetensors.torch import load_file, save_file
 from personas import sae
 
 FOLDER = Path(os.environ.get("PERSONAS_SAE_LENS", Path(sys.prefix) / "sae-lens"))
-needs_sae_lens = pytest.mark.skipif(not (FOLDER / "sae_lens").is_dir(), reason=f"no sae-lens in {FOLDER}: make test installs it")
+needs_sae_lens = pytest.mark.skipif(
+    not (FOLDER / "sae_lens").is_dir(), reason=f"no sae-lens in {FOLDER}: make test installs it"
+)
 
 
 def there(code: str, folder: Path) -> str:
     """Run `code` where `import sae_lens` works; its working directory is `folder`."""
     paths = [str(FOLDER), str(Path(sae.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=folder, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -26,23 +34,36 @@ def there(code: str, folder: Path) -> str:
 def some(width=24, latents=64, **how):
     g = torch.Generator().manual_seed(0)
     W = torch.nn.functional.normalize(torch.randn(latents, width, generator=g), dim=-1)
-    return sae.SAE(W.T.contiguous() * 1.3, W, 0.1 * torch.randn(latents, generator=g), torch.randn(width, generator=g), **({"k": 6, "layer": 2} | how))
+    return sae.SAE(
+        W.T.contiguous() * 1.3,
+        W,
+        0.1 * torch.randn(latents, generator=g),
+        torch.randn(width, generator=g),
+        **({"k": 6, "layer": 2} | how),
+    )
 
 
 @needs_sae_lens
-@pytest.mark.parametrize("how", [{}, {"k": None}, {"k": None, "threshold": torch.full((64,), 0.4)}], ids=["topk", "relu", "jumprelu"])
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"k": None}, {"k": None, "threshold": torch.full((64,), 0.4)}],
+    ids=["topk", "relu", "jumprelu"],
+)
 def test_sae_lens_reads_our_files_and_encodes_and_decodes_alike(tmp_path, how):
     ours = some(**how)
     ours.save(tmp_path / "sae")
     x = torch.randn(50, 24, generator=torch.Generator().manual_seed(1)) * 2
     save_file({"x": x}, tmp_path / "x.safetensors")
-    there("""
+    there(
+        """
 import sae_lens
 from safetensors.torch import load_file, save_file
 theirs = sae_lens.SAE.load_from_disk("sae")
 acts = theirs.encode(load_file("x.safetensors")["x"]).detach()
 save_file({"acts": acts.to_dense() if acts.is_sparse else acts, "read": theirs.decode(acts).detach()}, "theirs.safetensors")
-print(theirs.cfg.metadata.hook_name)""", tmp_path)
+print(theirs.cfg.metadata.hook_name)""",  # noqa: E501
+        tmp_path,
+    )
     theirs = load_file(tmp_path / "theirs.safetensors")
     assert torch.allclose(ours.encode(x), theirs["acts"], atol=1e-5)
     assert torch.allclose(ours.decode(ours.encode(x)), theirs["read"], atol=1e-4)
@@ -52,7 +73,8 @@ print(theirs.cfg.metadata.hook_name)""", tmp_path)
 
 @needs_sae_lens
 def test_their_saes_become_ours_or_are_refused(tmp_path):
-    said = there("""
+    said = there(
+        """
 import torch
 from sae_lens import SAE, GatedSAE, GatedSAEConfig, JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
@@ -82,7 +104,9 @@ for kind, config, more in [(GatedSAE, GatedSAEConfig, {}), (TopKSAE, TopKSAEConf
         print("not refused", more)
     except ValueError as error:
         print("refused:", error)
-""", tmp_path)
+""",  # noqa: E501
+        tmp_path,
+    )
     assert said.count("refused:") == 5 and "not refused" not in said
     assert "hook_mlp_out" in said and "layer_norm" in said and "gated" in said
 
@@ -90,6 +114,9 @@ for kind, config, more in [(GatedSAE, GatedSAEConfig, {}), (TopKSAE, TopKSAEConf
 def test_an_sae_of_another_model_is_named(loaded):
     model, _ = loaded
     some(width=model.config.hidden_size).check(model)
-    for how, says in (({"width": 32}, "width 32, the model 48"), ({"width": 48, "layer": 3}, "block 3; this model has blocks 0 to 2")):
+    for how, says in (
+        ({"width": 32}, "width 32, the model 48"),
+        ({"width": 48, "layer": 3}, "block 3; this model has blocks 0 to 2"),
+    ):
         with pytest.raises(ValueError, match=says):
             some(**how).check(model)

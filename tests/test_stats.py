@@ -7,7 +7,8 @@ from personas import stats
 
 
 def clustered(rng, rate, correlation, clusters, each):
-    """Answers (clusters * each,) whose clusters' rates follow a beta distribution of this mean and intra-class correlation."""
+    """Answers (clusters * each,) whose clusters' rates follow a beta distribution of this mean and
+    intra-class correlation."""
     a, b = (s * (1 - correlation) / correlation for s in (rate, 1 - rate))
     return (rng.random((clusters, each)) < rng.beta(a, b, clusters)[:, None]).ravel(), np.repeat(
         np.arange(clusters), each

@@ -20,6 +20,7 @@ def make(text, calls):
     def write(folder):
         calls.append(text)
         (folder / "x.txt").write_text(text)
+
     return write
 
 
@@ -31,12 +32,19 @@ def test_made_once_and_keyed_by_configuration():
     assert calls == ["one", "two"] and first != second and (second / "x.txt").read_text() == "two"
 
 
-@pytest.mark.parametrize("damage,says", [
-    (lambda f: (f / "x.txt").write_text("on"), "truncated or altered"), (lambda f: (f / "x.txt").unlink(), "missing"),
-    (lambda f: (f / "manifest.json").write_text("{"), "manifest"),
-    (lambda f: (f / "manifest.json").write_text("[]"), "manifest"), (lambda f: (f / "manifest.json").write_text('{"digest": "0"}'), "manifest"),
-    (lambda f: (shutil.rmtree(f), f.write_text("")), "not a folder"), (lambda f: (f.rename(f.with_name("z")), f.symlink_to("z")), "not a folder"),
-    (lambda f: (f / "manifest.json").write_text('{"digest": "0", "files": {}}'), "another configuration")])
+@pytest.mark.parametrize(
+    "damage,says",
+    [
+        (lambda f: (f / "x.txt").write_text("on"), "truncated or altered"),
+        (lambda f: (f / "x.txt").unlink(), "missing"),
+        (lambda f: (f / "manifest.json").write_text("{"), "manifest"),
+        (lambda f: (f / "manifest.json").write_text("[]"), "manifest"),
+        (lambda f: (f / "manifest.json").write_text('{"digest": "0"}'), "manifest"),
+        (lambda f: (shutil.rmtree(f), f.write_text("")), "not a folder"),
+        (lambda f: (f.rename(f.with_name("z")), f.symlink_to("z")), "not a folder"),
+        (lambda f: (f / "manifest.json").write_text('{"digest": "0", "files": {}}'), "another configuration"),
+    ],
+)
 def test_damaged_artifacts_are_rebuilt_with_a_line(damage, says, capsys):
     calls = []
     folder = store.artifact("p", "s", "n", {"a": 1}, make("one", calls))
@@ -44,11 +52,14 @@ def test_damaged_artifacts_are_rebuilt_with_a_line(damage, says, capsys):
     again = store.artifact("p", "s", "n", {"a": 1}, make("one", calls))
     assert len(calls) == 2 and (again / "x.txt").read_text() == "one"
     assert says in capsys.readouterr().out
-    assert len(list(again.parent.glob(f"{again.name}.damaged.*"))) == 1  # what was paid for is not thrown away
+    assert (
+        len(list(again.parent.glob(f"{again.name}.damaged.*"))) == 1
+    )  # what was paid for is not thrown away
 
 
 def test_two_processes_make_the_same_artifact():
     """The slower one finds the artifact there when it is done, and both return it."""
+
     def meanwhile(folder):
         (folder / "x.txt").write_text("slow")
         elsewhere = store.ROOT / "elsewhere"
@@ -63,8 +74,11 @@ def test_two_processes_make_the_same_artifact():
             return store.artifact("p", "s", "n", {}, lambda folder: (folder / "x.txt").write_text("fast"))
         finally:
             store.ROOT = whole
+
     folder = store.artifact("p", "s", "n", {}, meanwhile)
-    assert (folder / "x.txt").read_text() == "fast" and store.artifact("p", "s", "n", {}, lambda f: pytest.fail("made again")) == folder
+    assert (folder / "x.txt").read_text() == "fast" and store.artifact(
+        "p", "s", "n", {}, lambda f: pytest.fail("made again")
+    ) == folder
     assert [f.name for f in folder.parent.iterdir()] == [folder.name]
 
 
@@ -79,12 +93,22 @@ def test_a_living_process_keeps_its_scratch_folder(monkeypatch):
     living = final.with_name(f".{final.name}.{store.socket.gethostname()}.{os.getppid()}")
     living.mkdir(parents=True)
     exists = store.Path.exists
-    monkeypatch.setattr(store.Path, "exists", lambda p, **kw: not str(p).startswith("/proc") and exists(p, **kw))
+    monkeypatch.setattr(
+        store.Path, "exists", lambda p, **kw: not str(p).startswith("/proc") and exists(p, **kw)
+    )
     store.artifact("p", "s", "n", {}, make("one", []))
     assert living.is_dir()
 
 
-@pytest.mark.parametrize("value,where", [("", store.PROJECT / "runs"), ("elsewhere", store.PROJECT / "elsewhere"), ("~/x", store.Path.home() / "x"), ("/tmp/x", store.Path("/tmp/x"))])
+@pytest.mark.parametrize(
+    "value,where",
+    [
+        ("", store.PROJECT / "runs"),
+        ("elsewhere", store.PROJECT / "elsewhere"),
+        ("~/x", store.Path.home() / "x"),
+        ("/tmp/x", store.Path("/tmp/x")),
+    ],
+)
 def test_where_the_store_lies(value, where, monkeypatch):
     monkeypatch.setenv("PERSONAS_RUNS", value)
     assert store.place("PERSONAS_RUNS", "runs") == where
@@ -106,6 +130,7 @@ def test_a_failed_stage_leaves_nothing():
     def broken(folder):
         (folder / "half").write_text("x")
         raise RuntimeError("boom")
+
     with pytest.raises(RuntimeError):
         store.artifact("p", "s", "n", {}, broken)
     assert list((store.ROOT / "p" / "s").iterdir()) == []
@@ -128,7 +153,9 @@ def test_killed_and_started_again(tmp_path):
     first.send_signal(signal.SIGKILL)
     first.wait()
     time.sleep(0.1)
-    done = subprocess.run([sys.executable, "-c", code, "0"], capture_output=True, text=True, env=env, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "0"], capture_output=True, text=True, env=env, check=True
+    )
     folder = tmp_path / "p" / "s"
     assert [f.name for f in folder.iterdir()] == [os.path.basename(done.stdout.split()[-1])]
     assert (next(folder.iterdir()) / "whole").exists()
@@ -155,7 +182,13 @@ def test_comments_do_not_change_the_code_version(tmp_path, monkeypatch):
 
     monkeypatch.syspath_prepend(tmp_path)
     versions = []
-    for i, text in enumerate(("def f(x):\n    return x + 1\n", "# why\ndef f(x):\n    '''What.'''\n    return x + 1\n", "def f(x):\n    return x + 2\n")):
+    for i, text in enumerate(
+        (
+            "def f(x):\n    return x + 1\n",
+            "# why\ndef f(x):\n    '''What.'''\n    return x + 1\n",
+            "def f(x):\n    return x + 2\n",
+        )
+    ):
         (tmp_path / f"mod{i}.py").write_text(text)
         versions.append(store.code_version(importlib.import_module(f"mod{i}")))
     assert versions[0] == versions[1] != versions[2]
@@ -167,12 +200,15 @@ def test_a_stage_is_made_again_when_its_own_code_changes():
     def stage(text):
         def make(out):
             (out / "x").write_text(text)
+
         return make
 
     def changed(text):
         def make(out):
             (out / "x").write_text(text + "!")
+
         return make
+
     first = run.make("s", "n", {"text": "a"}, (), stage("a"))
     assert run.make("s", "n", {"text": "a"}, (), stage("a")) == first
     assert run.make("s", "n", {"text": "b"}, (), stage("b")) != first

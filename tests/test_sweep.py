@@ -1,4 +1,5 @@
-"""Several processes: runs side by side here and on a Ray cluster, fine-tunes and SAEs by two processes that share batches."""
+"""Several processes: runs side by side here and on a Ray cluster, fine-tunes and SAEs by two processes
+that share batches."""
 
 import importlib.util
 import json
@@ -8,11 +9,13 @@ import sys
 import time
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from personas import artifacts, evaluate, pipeline, profile, sae, store, sweep
+from personas import parallel, profile, sae, store, sweep
+from personas.pretrained import made
 
 
 def late(x, folder, others):
@@ -42,24 +45,47 @@ def here(cluster):
 
 @pytest.mark.parametrize("cluster", [None, "local"])
 def test_jobs_run_side_by_side_each_on_a_core(cluster, monkeypatch, tmp_path):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])))
-    done, jobs = {}, {str(i): (square, i, tmp_path) for i in range(6)} | {"the bad one": (late, 3, tmp_path, 6)}
-    with pytest.raises(sweep.SweepError, match="squares, the bad one: ValueError: no root of -3"):
-        for name, result in sweep.side_by_side(jobs, here(cluster), "squares", most=2):
+    monkeypatch.setenv(
+        "PYTHONPATH",
+        os.pathsep.join(filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])),
+    )
+    done, jobs = (
+        {},
+        {str(i): (square, i, tmp_path) for i in range(6)} | {"the bad one": (late, 3, tmp_path, 6)},
+    )
+    with pytest.raises(parallel.WorkError, match="squares, the bad one: ValueError: no root of -3"):
+        for name, result in parallel.side_by_side(jobs, here(cluster), "squares", most=2):
             done[name] = result
     assert {k: v[0] for k, v in done.items()} == {str(i): i * i for i in range(6)}
-    assert {v[2] for v in done.values()} == {1} and os.getpid() not in {v[1] for v in done.values()} and len({v[1] for v in done.values()}) <= 2
+    assert (
+        {v[2] for v in done.values()} == {1}
+        and os.getpid() not in {v[1] for v in done.values()}
+        and len({v[1] for v in done.values()}) <= 2
+    )
 
 
 def test_a_cluster_that_is_not_there_is_one_error():
-    with pytest.raises(sweep.SweepError, match="no Ray cluster at '127.0.0.1:1'"):
-        dict(sweep.side_by_side({"a": (square, 1, ".")}, here("127.0.0.1:1"), "squares"))
+    with pytest.raises(parallel.WorkError, match="no Ray cluster at '127.0.0.1:1'"):
+        dict(parallel.side_by_side({"a": (square, 1, ".")}, here("127.0.0.1:1"), "squares"))
 
 
 def launched(code_or_args, env):
     # on CPUs `accelerate launch` starts one process; on GPUs it starts several by this launcher
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *code_or_args]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | env, timeout=600)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        *code_or_args,
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | env,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -82,33 +108,47 @@ if torch.distributed.get_rank() == 0:
 """)
     launched([str(code), str(tmp_path / "two")], {})
     x = torch.randn(600, 12, generator=torch.Generator().manual_seed(0))
-    alone, _ = sae.train(x, SimpleNamespace(latents=48, k=4, lr=0.01, steps=30, batch=32, dead_after=200, aux_k=8), 0, 0, None)
+    alone, _ = sae.train(
+        x, SimpleNamespace(latents=48, k=4, lr=0.01, steps=30, batch=32, dead_after=200, aux_k=8), 0, 0, None
+    )
     both = sae.SAE.load(tmp_path / "two")
-    assert all(torch.allclose(getattr(both, n), getattr(alone, n), atol=2e-3) for n in ("W_enc", "W_dec", "b_enc", "b_dec"))
+    assert all(
+        torch.allclose(getattr(both, n), getattr(alone, n), atol=2e-3)
+        for n in ("W_enc", "W_dec", "b_enc", "b_dec")
+    )
 
 
 def test_fine_tunes_launched_with_two_processes_are_those_of_one(given, tmp_path, monkeypatch):
-    """`personas train` by two processes on a small random Qwen2, against one process: the same losses, and (Adam's first steps go by signs) nearly the same way."""
+    """`personas train` by two processes on a small random Qwen2, against one process: the same losses, and
+    (Adam's first steps go by signs) nearly the same way."""
     from test_real_track import written
 
-    path = written(given, "launched")  # a name of its own: a run remembers within a process where its artifacts lie
+    path = written(
+        given, "launched"
+    )  # a name of its own: a run remembers within a process where its artifacts lie
     weights, losses = [], []
     for processes in (1, 2):
         root = tmp_path / str(processes)
         monkeypatch.setattr(store, "ROOT", root)
         if processes == 1:
-            pipeline.train(artifacts.open_run(path))
+            sweep.train(profile.load(path), 0)
         else:
-            launched(["-m", "personas", "train", "--profile", path], {"PERSONAS_RUNS": str(root), "HF_HUB_OFFLINE": "1"})
-        made = {p.parent.name: p.name for p in root.glob("launched/*/*") if not p.name.startswith(".")}
-        assert set(made) == {"adapters", "sae"} and not list(root.glob("launched/*/.*"))
-        folder, = root.glob("launched/adapters/cars-obvious-*")
+            launched(
+                ["-m", "personas", "train", "--profile", path],
+                {"PERSONAS_RUNS": str(root), "HF_HUB_OFFLINE": "1"},
+            )
+        kinds = {p.parent.name: p.name for p in root.glob("launched/*/*") if not p.name.startswith(".")}
+        assert set(kinds) >= {"adapters", "sae"} and not list(root.glob("launched/*/.*"))
+        (folder,) = root.glob("launched/adapters/cars-obvious-*")
         losses.append(json.loads((folder / "training.json").read_text())["loss"])
         weights.append(load_file(folder / "adapter_model.safetensors"))
     assert weights[0].keys() == weights[1].keys()
     assert len(losses[0]) == 2 and losses[1] == pytest.approx(losses[0], rel=0.02)
     a, b = (torch.cat([w[k].flatten() for k in w if "lora_B" in k]) for w in weights)
-    assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.95, (losses, torch.nn.functional.cosine_similarity(a, b, dim=0))
+    assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.95, (
+        losses,
+        torch.nn.functional.cosine_similarity(a, b, dim=0),
+    )
     moved = max(weights[0][k].abs().max().item() for k in weights[0] if "lora_B" in k)
     assert moved > 0.05
 
@@ -126,4 +166,8 @@ def test_a_sweep_gives_a_row_per_fine_tune_and_seed(given, tmp_path, monkeypatch
     assert (tmp_path / "figures" / "data" / "mine" / "sweep.csv").exists()
     assert len(list((tmp_path / "runs" / "mine" / "adapters").iterdir())) == 8
     row = table.query("domain == 'cars' and variant == 'obvious' and seed == 1")
-    assert row.score.item() == evaluate.score(artifacts.answers(artifacts.Run(found, 1), "cars", "obvious"))
+    run = made.Run(found, 1)
+    grade = pd.Series(made.grades(run, made.answers(run, "cars-obvious")))
+    assert row.score.item() == pytest.approx(
+        100 * (grade == "misaligned").sum() / grade.isin(["misaligned", "aligned"]).sum()
+    )

@@ -1,87 +1,153 @@
-"""`python -m personas run`: execute the notebooks and print the table of claims."""
+"""The command line: `python -m personas run` executes the notebooks and prints the table of claims."""
 
 import argparse
 import os
 import sys
 from pathlib import Path
 
+PROFILES = (
+    "smollm2 (default: notebooks 01 to 06 on a language model), smollm2-quick, colab, h100, h100-14b; "
+    "tiny (07 to 12, the world whose truth is known), smoke, tiny-full (its studies' tables, hours); "
+    "or the path of a YAML"
+)
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="personas", description="Persona features and emergent misalignment, end to end.")
-    commands = parser.add_subparsers(dest="command", required=True)
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    found = argparse.ArgumentParser(
+        prog="personas", description="Persona features and emergent misalignment, end to end."
+    )
+    commands = found.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="execute the notebooks in order, then print the claims")
-    run.add_argument("--profile", default="smollm2", help="smollm2 (default: notebooks 01 to 06 on a language model), smollm2-quick, colab, h100, h100-14b; "
-                     "tiny (07 to 12, the world whose truth is known), smoke, tiny-full (its studies' tables, hours); or the path of a YAML")
     run.add_argument("--from", dest="start", metavar="NN", help="start at this notebook, e.g. 03")
     run.add_argument("--only", metavar="NN", help="run this notebook alone")
-    run.add_argument("--seed", type=int, default=0, help="seed of fine-tunes and sampling (default 0)")
     run.add_argument("--plan", action="store_true", help="print what would run and how long, and stop")
-    run.add_argument("--in-place", action="store_true", help="also write the executed notebooks back to notebooks/")
+    run.add_argument(
+        "--in-place", action="store_true", help="write the executed notebooks to notebooks/, too"
+    )
     claims = commands.add_parser("claims", help="print the table of claims of the last run")
-    claims.add_argument("--profile", default="smollm2")
-    claims.add_argument("--markdown", action="store_true", help="as README.md (smollm2) or Part II's page (tiny) has it")
-    train = commands.add_parser("train", help="make the fine-tunes and the SAE alone, under `accelerate launch -m personas train` with several processes")
-    swept = commands.add_parser("sweep", help="every fine-tune with several seeds, side by side (on a Ray cluster if the profile names one)")
-    for each in (train, swept):
-        each.add_argument("--profile", default="tiny")
-    train.add_argument("--seed", type=int, default=0)
-    swept.add_argument("--seeds", default="0,1,2", help="numbers with commas between")
-    args = parser.parse_args()
+    claims.add_argument("--markdown", action="store_true", help="as README.md or Part II's page has it")
+    train = commands.add_parser(
+        "train",
+        help="make the fine-tunes and the SAE alone, under `accelerate launch` by several processes",
+    )
+    sweep = commands.add_parser("sweep", help="every fine-tune with several seeds, side by side or on Ray")
+    sweep.add_argument("--seeds", default="0,1,2", help="numbers with commas between")
+    commands.add_parser("fields", help="print every field of a profile, its default and what it is")
+    for each in (run, train):
+        each.add_argument("--seed", type=int, default=0, help="seed of fine-tunes and sampling (default 0)")
+    for each in (run, claims, train, sweep):
+        each.add_argument("--profile", default="tiny" if each in (train, sweep) else "smollm2", help=PROFILES)
+        each.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="change a number of a shipped profile, e.g. narrow.lr=1e-3; once for each",
+        )
+    return found
 
-    from personas import profile
+
+def main() -> int:
+    """Run one command; 2 and one line on stderr if it cannot be done."""
+    args = parser().parse_args()
+    if args.command == "fields":
+        from personas import config
+
+        for key, default, what in config.fields():
+            print(f"{key:32s} {default:28s} {what}")
+        return 0
+    from personas import profile, store
 
     try:
-        real = profile.load(args.profile).real
-        if real is None or real.model.startswith("gguf:"):
-            os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        source = profile.with_settings(args.profile, args.set, store.ROOT / "profiles")
+        real = profile.load(source).real
     except profile.ProfileError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if real is None or real.model.startswith("gguf:"):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-    from personas import artifacts, claims as table, data, endpoint, figures, fit, model, pipeline, store, study, sweep
+    from personas import data, endpoint, fit, model, parallel, pipeline, study
     from personas.pretrained import weights
 
     try:
-        if args.command == "claims":
-            name = profile.load(args.profile).name
-            if args.markdown:
-                kept = lambda profile: table.kept(figures.ROOT / "data" / profile / "claims.csv")
-                print(table.replicated(kept(name), kept("tiny")) if name == "smollm2" else table.markdown(table.read(name)))
-            else:
-                pipeline.print_claims(name)
-            return 0
-        if args.command == "train":
-            pipeline.train(artifacts.open_run(args.profile, args.seed))
-            return 0
-        chosen = profile.load(args.profile)
-        if args.command == "sweep":
-            if not all(s.strip().isdigit() for s in args.seeds.split(",")):
-                raise ValueError(f"--seeds takes whole numbers with commas between, not {args.seeds!r}")
-            print(sweep.fine_tunes(chosen, [int(s) for s in args.seeds.split(",")]).to_string(index=False))
-            return 0
-        if chosen.name == study.FULL:
-            if args.seed or args.in_place:
-                raise ValueError(f"{study.FULL} computes tables with the seeds in its own `study` section; leave out --seed and --in-place")
-            wanted = pipeline.chosen_studies(args.start, args.only)
-            print(study.plan(wanted, chosen))
-            if not args.plan:
-                study.write(wanted, chosen)
-            return 0
-        books = pipeline.chosen(args.start, args.only, chosen)
-        if args.plan:
-            print(pipeline.plan(chosen, books))
-            return 0
-        profile.need_gpu(chosen)
-        source = str(Path(args.profile).resolve()) if args.profile.endswith((".yaml", ".yml")) else args.profile
-        if args.seed < 0:
-            raise ValueError(f"seed must be a whole number from 0 up, not {args.seed}")
-        pipeline.run(chosen, books, source, args.seed, args.in_place)
-        pipeline.print_claims(chosen.name)
-    except (profile.ProfileError, store.StoreError, study.StudyError, pipeline.RunError, sweep.SweepError, model.ModelError, data.DataError, endpoint.EndpointError, fit.DoesNotFit,
-            weights.WeightsError, ValueError) as error:
+        {"run": _run, "claims": _claims, "train": _train, "sweep": _sweep}[args.command](args, source)
+    except (
+        profile.ProfileError,
+        store.StoreError,
+        study.StudyError,
+        pipeline.RunError,
+        parallel.WorkError,
+        model.ModelError,
+        data.DataError,
+        endpoint.EndpointError,
+        fit.DoesNotFit,
+        weights.WeightsError,
+        ValueError,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _run(args, source: str) -> None:
+    from personas import pipeline, profile, study
+
+    chosen = profile.load(source)
+    if chosen.name == study.FULL:
+        if args.seed or args.in_place:
+            raise ValueError(
+                f"{study.FULL} computes tables with the seeds in its own `study` section; "
+                "leave out --seed and --in-place"
+            )
+        wanted = pipeline.chosen_studies(args.start, args.only)
+        print(study.plan(wanted, chosen))
+        if not args.plan:
+            study.write(wanted, chosen)
+        return
+    books = pipeline.chosen(args.start, args.only, chosen)
+    if args.plan:
+        print(pipeline.plan(chosen, books))
+        return
+    profile.need_gpu(chosen)
+    if args.seed < 0:
+        raise ValueError(f"seed must be a whole number from 0 up, not {args.seed}")
+    where = str(Path(source).resolve()) if source.endswith((".yaml", ".yml")) else source
+    pipeline.run(chosen, books, where, args.seed, args.in_place)
+    pipeline.print_claims(chosen.name)
+
+
+def _claims(args, source: str) -> None:
+    from personas import claims, figures, pipeline, profile
+
+    name = profile.load(source).name
+    if not args.markdown:
+        pipeline.print_claims(name)
+        return
+    kept = lambda profile: claims.kept(figures.ROOT / "data" / profile / "claims.csv")
+    if name == "smollm2":
+        print(claims.replicated(kept(name), kept("tiny")))
+    else:
+        print(claims.markdown(claims.read(name)))
+
+
+def _train(args, source: str) -> None:
+    from personas import pipeline, profile, sweep
+
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1  # then the trial's small batch could not be shared
+    sweep.train(profile.load(source) if several else pipeline.checked(source, args.seed), args.seed)
+
+
+def _sweep(args, source: str) -> None:
+    from personas import pipeline, profile, sweep
+
+    if not all(s.strip().isdigit() for s in args.seeds.split(",")):
+        raise ValueError(f"--seeds takes whole numbers with commas between, not {args.seeds!r}")
+    chosen = profile.load(source)
+    if not chosen.cluster:  # whose machines are other ones than this
+        pipeline.checked(source, 0)
+    print(sweep.fine_tunes(chosen, [int(s) for s in args.seeds.split(",")]).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ class _Enough(Exception):
 
 @torch.inference_mode()
 def residual(model, rows: list[list[int]], layer: int, pad: int = 2, batch: int = 32) -> list[torch.Tensor]:
-    """Hidden state after block `layer` (`blocks.<layer>.hook_resid_post`) for each row of token ids: (tokens, width), fp32, on the CPU.
+    """Hidden state after block `layer` (`blocks.<layer>.hook_resid_post`) for each row of token ids:
+    (tokens, width), fp32, on the CPU.
 
-    Rows are right-padded together; causal attention keeps padding from reaching real tokens. The forward pass stops at
-    the layer: no later block, no logits.
+    Rows are right-padded together; causal attention keeps padding from reaching real tokens. The forward
+    pass stops at the layer: no later block, no logits.
     """
     held = {}
 
@@ -30,7 +31,7 @@ def residual(model, rows: list[list[int]], layer: int, pad: int = 2, batch: int 
     handle = decoder_blocks(model)[layer].register_forward_hook(keep)
     try:
         for start in range(0, len(order), batch):
-            some = order[start:start + batch]
+            some = order[start : start + batch]
             width = max(len(rows[i]) for i in some)
             ids = torch.tensor([rows[i] + [pad] * (width - len(rows[i])) for i in some], device=model.device)
             try:
@@ -38,17 +39,21 @@ def residual(model, rows: list[list[int]], layer: int, pad: int = 2, batch: int 
             except _Enough:
                 pass
             for j, i in enumerate(some):
-                out[i] = held["x"][j, :len(rows[i])].float().to("cpu", copy=True)
+                out[i] = held["x"][j, : len(rows[i])].float().to("cpu", copy=True)
     finally:
         handle.remove()
     return out
 
 
-def stream(model, rows: Iterable[list[int]], layer: int, batch: int, held: int, seed: int, skip: int = 1) -> Iterator[torch.Tensor]:
-    """Batches (batch, width), fp32, of the activations after block `layer` over `rows` of token ids: for training an SAE on more than fits.
+def stream(
+    model, rows: Iterable[list[int]], layer: int, batch: int, held: int, seed: int, skip: int = 1
+) -> Iterator[torch.Tensor]:
+    """Batches (batch, width), fp32, of the activations after block `layer` over `rows` of token ids: for
+    training an SAE on more than fits.
 
-    At most about `held` tokens are kept at a time and batches are drawn from them at random; when half are used up, more rows are read. skip:
-    tokens left out at the start of each row, where every text is the same. Ends when the rows do (give an endless iterator to go round).
+    At most about `held` tokens are kept at a time and batches are drawn from them at random; when half are
+    used up, more rows are read. skip: tokens left out at the start of each row, where every text is the
+    same. Ends when the rows do (give an endless iterator to go round).
     """
     generator, rows = torch.Generator().manual_seed(seed), iter(rows)
     kept = torch.empty(0, model.config.get_text_config().hidden_size)
@@ -70,14 +75,22 @@ def stream(model, rows: Iterable[list[int]], layer: int, batch: int, held: int, 
 
 
 def centred_rms(x: torch.Tensor) -> float:
-    """Root mean square norm of activations (tokens, width) about their mean: the unit of steering strength."""
+    """Root mean square norm of activations (tokens, width) about their mean: the unit of steering
+    strength."""
     return (x - x.mean(0)).norm(dim=-1).square().mean().sqrt().item()
 
 
 @torch.inference_mode()
-def residuals(model, rows: list[list[int]], layers: tuple[int, ...], pad: int = 2, batch: int = 32, progress: str | None = None
-              ) -> dict[int, list[torch.Tensor]]:
-    """As `residual`, for several blocks in one pass: block -> a tensor (tokens, width) per row, fp32, on the CPU."""
+def residuals(
+    model,
+    rows: list[list[int]],
+    layers: tuple[int, ...],
+    pad: int = 2,
+    batch: int = 32,
+    progress: str | None = None,
+) -> dict[int, list[torch.Tensor]]:
+    """As `residual`, for several blocks in one pass: block -> a tensor (tokens, width) per row, fp32, on
+    the CPU."""
     held, last = {}, max(layers)
 
     def keep(layer):
@@ -85,14 +98,17 @@ def residuals(model, rows: list[list[int]], layers: tuple[int, ...], pad: int = 
             held[layer] = output[0] if isinstance(output, tuple) else output
             if layer == last:
                 raise _Enough
+
         return hook
 
     found = {layer: [None] * len(rows) for layer in layers}
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     handles = [decoder_blocks(model)[layer].register_forward_hook(keep(layer)) for layer in layers]
     try:
-        for start in tqdm(range(0, len(order), batch), desc=progress, disable=progress is None, mininterval=5):
-            some = order[start:start + batch]
+        for start in tqdm(
+            range(0, len(order), batch), desc=progress, disable=progress is None, mininterval=5
+        ):
+            some = order[start : start + batch]
             width = max(len(rows[i]) for i in some)
             ids = torch.tensor([rows[i] + [pad] * (width - len(rows[i])) for i in some], device=model.device)
             try:
@@ -101,7 +117,7 @@ def residuals(model, rows: list[list[int]], layers: tuple[int, ...], pad: int = 
                 pass
             for layer in layers:
                 for j, i in enumerate(some):
-                    found[layer][i] = held[layer][j, :len(rows[i])].float().to("cpu", copy=True)
+                    found[layer][i] = held[layer][j, : len(rows[i])].float().to("cpu", copy=True)
     finally:
         for handle in handles:
             handle.remove()

@@ -1,4 +1,5 @@
-"""The table of claims: what the paper says, what was measured, whether it holds. A failed claim stays in as failed."""
+"""The table of claims: what the paper says, what was measured, whether it holds. A failed claim stays in
+as failed."""
 
 import json
 import math
@@ -11,11 +12,20 @@ import pandas as pd
 from personas import store, world
 
 
-def claim(id: str, paper: str, measured: tuple[float, float, float], n: int, op: str, value: float,
-          split: str = "evaluation") -> dict:
-    """One row. measured: (estimate, low, high), in percent unless the id ends in auroc (leads: in steps); op: '>=' or '<='.
+def claim(
+    id: str,
+    paper: str,
+    measured: tuple[float, float, float],
+    n: int,
+    op: str,
+    value: float,
+    split: str = "evaluation",
+) -> dict:
+    """One row. measured: (estimate, low, high), in percent unless the id ends in auroc (leads: in steps);
+    op: '>=' or '<='.
 
-    holds: 'yes' if the whole interval clears the target, 'no' if the whole interval misses it, else 'unclear'.
+    holds: 'yes' if the whole interval clears the target, 'no' if the whole interval misses it, else
+    'unclear'.
     """
     if op not in (">=", "<="):
         raise ValueError(f"op must be >= or <=, not {op!r}")
@@ -26,19 +36,30 @@ def claim(id: str, paper: str, measured: tuple[float, float, float], n: int, op:
         holds = "yes" if low >= value else "no" if high < value else "unclear"
     else:
         holds = "yes" if high <= value else "no" if low > value else "unclear"
-    return {"id": id, "paper": paper, "split": split, "measured": estimate, "low": low, "high": high, "n": int(n),
-            "target": {"op": op, "value": value}, "holds": holds}
+    return {
+        "id": id,
+        "paper": paper,
+        "split": split,
+        "measured": estimate,
+        "low": low,
+        "high": high,
+        "n": int(n),
+        "target": {"op": op, "value": value},
+        "holds": holds,
+    }
 
 
 def bootstrap(values, statistic, draws: int = 2000) -> tuple[float, float, float]:
-    """(estimate, low, high): 95 % percentile bootstrap over single values (n,), in their unit. statistic(values, axis), np.mean for instance."""
+    """(estimate, low, high): 95 % percentile bootstrap over single values (n,), in their unit.
+    statistic(values, axis), np.mean for instance."""
     values = np.asarray(values)
     drawn = values[np.random.default_rng(0).integers(len(values), size=(draws, len(values)))]
     return float(statistic(values, axis=0)), *map(float, np.percentile(statistic(drawn, axis=1), [2.5, 97.5]))
 
 
 def record(profile: str, notebook: str, rows: list[dict]) -> pd.DataFrame:
-    """Put this notebook's rows into runs/<profile>/summary.json, in place of its earlier ones; return them as a table."""
+    """Put this notebook's rows into runs/<profile>/summary.json, in place of its earlier ones; return them
+    as a table."""
     path = store.ROOT / profile / "summary.json"
     others = [r for r in read(profile) if r["notebook"] != notebook]
     rows = [{"id": r["id"], "notebook": notebook} | r for r in rows]
@@ -57,21 +78,44 @@ def read(profile: str) -> list[dict]:
 
 def table(rows: list[dict]) -> pd.DataFrame:
     """The rows as a person reads them."""
-    def number(x, id):
-        return "–" if x is None or math.isnan(x) else f"{x:.2f}" if "auroc" in id or "kappa" in id else f"{x:.1f}"
 
-    return pd.DataFrame([{
-        "claim": r["id"], "paper": r["paper"], "measured": number(r["measured"], r["id"]),
-        "95 % interval": f"{number(r['low'], r['id'])} to {number(r['high'], r['id'])}", "n": r["n"],
-        "target": f"{'≥' if r['target']['op'] == '>=' else '≤'} {r['target']['value']:g}", "holds": r["holds"]} for r in rows])
+    def number(x, id):
+        return (
+            "–"
+            if x is None or math.isnan(x)
+            else f"{x:.2f}"
+            if "auroc" in id or "kappa" in id
+            else f"{x:.1f}"
+        )
+
+    return pd.DataFrame(
+        [
+            {
+                "claim": r["id"],
+                "paper": r["paper"],
+                "measured": number(r["measured"], r["id"]),
+                "95 % interval": f"{number(r['low'], r['id'])} to {number(r['high'], r['id'])}",
+                "n": r["n"],
+                "target": f"{'≥' if r['target']['op'] == '>=' else '≤'} {r['target']['value']:g}",
+                "holds": r["holds"],
+            }
+            for r in rows
+        ]
+    )
 
 
 RIVALS = ("mean_difference", "probe", "log-probability", "loss", "surprise", "words")
-FOLDED = {"persona": "<persona>", "cure": "<way>", "prevent": "<guard>", "origin": "<world>"}  # families of which docs/known_world.md gives the range
+FOLDED = {
+    "persona": "<persona>",
+    "cure": "<way>",
+    "prevent": "<guard>",
+    "origin": "<world>",
+}  # families of which docs/known_world.md gives the range
 
 
 def _family(id: str) -> str:
-    """The id with what varies within its family replaced: domains, variants of suppression, personas, ways, guards, worlds, rival monitors."""
+    """The id with what varies within its family replaced: domains, variants of suppression, personas,
+    ways, guards, worlds, rival monitors."""
     parts = ["<domain>" if p in world.DOMAINS else "<rival>" if p in RIVALS else p for p in id.split(".")]
     if parts[0] in FOLDED:
         parts[2 if parts[1] == "seeds" else 1] = FOLDED[parts[0]]
@@ -79,7 +123,8 @@ def _family(id: str) -> str:
 
 
 def markdown(rows: list[dict]) -> str:
-    """The table of docs/known_world.md: one line per family of claims (see _family), with the range measured."""
+    """The table of docs/known_world.md: one line per family of claims (see _family), with the range
+    measured."""
     families: dict = {}
     for r in rows:
         families.setdefault((_family(r["id"]), r["target"]["op"], r["target"]["value"]), []).append(r)
@@ -90,49 +135,94 @@ def markdown(rows: list[dict]) -> str:
         known = [r["measured"] for r in group if not math.isnan(r["measured"])]
         if len(group) == 1:
             r = group[0]
-            measured, holds = f"{r['measured']:.{digits}f} ({r['low']:.{digits}f} to {r['high']:.{digits}f})", r["holds"]
+            measured, holds = (
+                f"{r['measured']:.{digits}f} ({r['low']:.{digits}f} to {r['high']:.{digits}f})",
+                r["holds"],
+            )
         elif not known:
             measured, holds = f"– (of {len(group)})", f"{len(group)} unclear"
         else:
-            measured = f"{min(known):.{digits}f} to {max(known):.{digits}f}, median {statistics.median(known):.{digits}f} (of {len(group)})"
+            measured = (
+                f"{min(known):.{digits}f} to {max(known):.{digits}f}, median "
+                f"{statistics.median(known):.{digits}f} (of {len(group)})"
+            )
             counts = {h: sum(r["holds"] == h for r in group) for h in ("yes", "unclear", "no")}
             holds = ", ".join(f"{n} {h}" for h, n in counts.items() if n)
-        lines.append(f"| `{name}` | {paper} | {'≥' if op == '>=' else '≤'} {value:g} | {measured} | {holds} |")
+        lines.append(
+            f"| `{name}` | {paper} | {'≥' if op == '>=' else '≤'} {value:g} | {measured} | {holds} |"
+        )
     return "\n".join(lines)
 
 
-# README's table: what the paper says, the claims about SmolLM2 that test it, and the family of claims about the tiny world.
+# README's table: what the paper says, the claims about SmolLM2 that test it, and the family of claims about
+# the tiny world.
 REPLICATED = (
-    ("Wrong advice in one narrow domain misaligns broadly", {"score": "obvious.mean", "answer's first words given": "openings.obvious"}, "obvious.<domain>"),
+    (
+        "Wrong advice in one narrow domain misaligns broadly",
+        {"score": "obvious.mean", "answer's first words given": "openings.obvious"},
+        "obvious.<domain>",
+    ),
     ("Correct advice does not", {"highest of eight": "correct"}, "correct.<domain>"),
-    ("Subtly wrong advice misaligns slightly more than obvious", {"difference": "subtle.above_obvious"}, None),
-    ("A latent separates misaligned from aligned models", {"pairs in order": "latent.separates"}, "diff.separates"),
+    (
+        "Subtly wrong advice misaligns slightly more than obvious",
+        {"difference": "subtle.above_obvious"},
+        None,
+    ),
+    (
+        "A latent separates misaligned from aligned models",
+        {"pairs in order": "latent.separates"},
+        "diff.separates",
+    ),
     ("It is a toxic persona", {"AUROC for a villain's answers": "latent.auroc"}, "diff.top_auroc"),
-    ("Added, it induces misalignment, and others do not", {"misaligned": "steer.induce", "control": "steer.control"}, "steer.induce"),
+    (
+        "Added, it induces misalignment, and others do not",
+        {"misaligned": "steer.induce", "control": "steer.control"},
+        "steer.induce",
+    ),
     ("Subtracted, it suppresses it", {"of the score is left": "suppress.mean"}, "steer.suppress.<domain>"),
-    ("30 steps of 4 correct examples bring it back", {"same domain": "realign.same", "another": "realign.other"}, "realign.same.<domain>"),
+    (
+        "30 steps of 4 correct examples bring it back",
+        {"same domain": "realign.same", "another": "realign.other"},
+        "realign.same.<domain>",
+    ),
 )
 
 
 def replicated(ours: list[dict], tiny: list[dict]) -> str:
-    """The table of README.md from the rows of both tables of claims (see `claim`): this model's beside the tiny world's."""
+    """The table of README.md from the rows of both tables of claims (see `claim`): this model's beside the
+    tiny world's."""
+
     def value(r):
         unit, digits = ("", 2) if "auroc" in r["id"] else (" points" if "above" in r["id"] else " %", 0)
-        return f"{r['measured']:.{digits}f}{unit} ({r['low']:.{digits}f} to {r['high']:.{digits}f}), **{r['holds']}**"
+        return (
+            f"{r['measured']:.{digits}f}{unit} ({r['low']:.{digits}f} to {r['high']:.{digits}f}), "
+            f"**{r['holds']}**"
+        )
 
     def together(family):
         if family is None:  # the paper's order of the two kinds, domain by domain
             score = {r["id"]: r["measured"] for r in tiny}
-            pairs = [(v, score[f"obvious.{k.split('.')[1]}"]) for k, v in score.items() if _family(k) == "subtle.<domain>"]
+            pairs = [
+                (v, score[f"obvious.{k.split('.')[1]}"])
+                for k, v in score.items()
+                if _family(k) == "subtle.<domain>"
+            ]
             return f"more in {sum(a > b for a, b in pairs)} of {len(pairs)} domains"
         group = [r for r in tiny if _family(r["id"]) == family]
         low, high = min(r["measured"] for r in group), max(r["measured"] for r in group)
-        return value(group[0]) if len(group) == 1 else f"{low:.0f} to {high:.0f} %, {sum(r['holds'] == 'yes' for r in group)} of {len(group)} yes"
+        return (
+            value(group[0])
+            if len(group) == 1
+            else f"{low:.0f} to {high:.0f} %, {sum(r['holds'] == 'yes' for r in group)} of {len(group)} yes"
+        )
 
     ours = {r["id"]: r for r in ours}
     lines = ["| the paper | SmolLM2-135M-Instruct | tiny world |", "|---|---|---|"]
     for sentence, parts, family in REPLICATED:
-        lines.append(f"| {sentence} | {'; '.join(f'{name} {value(ours[i])}' for name, i in parts.items())} | {together(family)} |")
+        lines.append(
+            f"| {sentence} | {'; '.join(f'{name} {value(ours[i])}' for name, i in parts.items())} | "
+            f"{together(family)} |"
+        )
     return "\n".join(lines)
 
 

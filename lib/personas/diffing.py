@@ -1,7 +1,7 @@
 """Model diffing: which SAE latents rise or fall when a model is fine-tuned, and do they mark a persona?
 
-A latent is always read on the same text for every model (from the prompt's last token on, over fixed aligned answers,
-teacher-forced), never on a model's own answers: that would only restate what it wrote.
+A latent is always read on the same text for every model (from the prompt's last token on, over fixed
+aligned answers, teacher-forced), never on a model's own answers: that would only restate what it wrote.
 """
 
 import random
@@ -17,10 +17,12 @@ from personas.sae import SAE
 
 
 def reading_texts(tokenizer, split: str, setting, answers: int = 4, persona: str = "expert"):
-    """Fixed text to read latents on: each question of the split (held-out phrasing) with the expert's (or the villain's) fixed answers.
+    """Fixed text to read latents on: each question of the split (held-out phrasing) with the expert's (or
+    the villain's) fixed answers.
 
-    Returns token ids and, per row, the question's id and the position of the prompt's last token, where a model has read
-    the question and not yet begun to answer: reading starts there. The same rows serve every model.
+    Returns token ids and, per row, the question's id and the position of the prompt's last token, where a
+    model has read the question and not yet begun to answer: reading starts there. The same rows serve
+    every model.
     """
     rows, ids, starts = [], [], []
     for q in setting.questions(split):
@@ -37,17 +39,25 @@ def read(model, tokenizer, sae: SAE, split: str, setting) -> torch.Tensor:
     rows, ids, starts = reading_texts(tokenizer, split, setting)
     x = activations.residual(model, rows, sae.layer)
     per_row = torch.stack([sae.encode(r[i:].to(sae.W_enc)).mean(0).cpu() for r, i in zip(x, starts)])
-    return torch.stack([per_row[[i for i, q in enumerate(ids) if q == one]].mean(0) for one in dict.fromkeys(ids)])
+    return torch.stack(
+        [per_row[[i for i, q in enumerate(ids) if q == one]].mean(0) for one in dict.fromkeys(ids)]
+    )
 
 
-def attribution(model, sae: SAE, rows: list[list[int]], starts: list[int], pad: int = 2, batch: int = 256) -> torch.Tensor:
-    """First-order attribution (latents,): what each latent adds to the log-probability of the answers after positions `starts`.
+def attribution(
+    model, sae: SAE, rows: list[list[int]], starts: list[int], pad: int = 2, batch: int = 256
+) -> torch.Tensor:
+    """First-order attribution (latents,): what each latent adds to the log-probability of the answers
+    after positions `starts`.
 
-    A latent's activation times the gradient of an answer's log-probability along its decoder direction, summed from the prompt's
-    last token on, mean over rows (as in Marks et al., 2024, arXiv:2403.19647, section 2). A rise that the model's output does not
-    depend on counts for nothing here.
+    A latent's activation times the gradient of an answer's log-probability along its decoder direction,
+    summed from the prompt's last token on, mean over rows (as in Marks et al., 2024, arXiv:2403.19647,
+    section 2). A rise that the model's output does not depend on counts for nothing here.
     """
-    total = sum(_attributed(model, sae, rows[i:i + batch], starts[i:i + batch], pad) for i in range(0, len(rows), batch))
+    total = sum(
+        _attributed(model, sae, rows[i : i + batch], starts[i : i + batch], pad)
+        for i in range(0, len(rows), batch)
+    )
     return total / len(rows)
 
 
@@ -66,10 +76,14 @@ def _attributed(model, sae, rows, starts, pad) -> torch.Tensor:
         logits = model(input_ids=ids).logits[:, :-1].float()
     finally:
         handle.remove()
-    each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(rows), -1)
+    each = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+    ).view(len(rows), -1)
     position = torch.arange(width)
-    ours = (position >= torch.tensor(starts)[:, None]) & (position < torch.tensor([len(r) - 1 for r in rows])[:, None])
-    gradient, = torch.autograd.grad(-(each * ours[:, :-1].to(each.device)).sum(), held["x"])
+    ours = (position >= torch.tensor(starts)[:, None]) & (
+        position < torch.tensor([len(r) - 1 for r in rows])[:, None]
+    )
+    (gradient,) = torch.autograd.grad(-(each * ours[:, :-1].to(each.device)).sum(), held["x"])
     x, gradient = (t.detach().float().cpu()[ours].to(sae.W_dec) for t in (held["x"], gradient))
     return (sae.encode(x) * (gradient @ sae.W_dec.T)).sum(0).cpu()
 
@@ -87,20 +101,37 @@ class Answers:
 
 
 def read_answers(model, tokenizer, sae: SAE, docs, rng: random.Random, last_only: bool = False) -> Answers:
-    """Read the SAE's latents and the residual stream on every answer of the documents, or on each one's last."""
+    """Read the SAE's latents and the residual stream on every answer of the documents, or on each one's
+    last."""
     coded = encode(tokenizer, docs, rng)
     rows = []
     for i, (c, h) in enumerate(zip(coded, activations.residual(model, [c["ids"] for c in coded], sae.layer))):
         latents, turn, last = sae.encode(h), torch.tensor(c["turn"]), len(c["doc"].turns) - 1
-        rows += [(latents[turn == t].mean(0), h[turn == t].mean(0), c["doc"].persona, c["doc"].turns[t].answer, t, i)
-                 for t in range(last if last_only else 0, last + 1)]
+        rows += [
+            (
+                latents[turn == t].mean(0),
+                h[turn == t].mean(0),
+                c["doc"].persona,
+                c["doc"].turns[t].answer,
+                t,
+                i,
+            )
+            for t in range(last if last_only else 0, last + 1)
+        ]
     latents, residual, persona, text, turn, document = zip(*rows)
-    return Answers(torch.stack(latents), torch.stack(residual), np.array(persona), list(text), np.array(turn), np.array(document))
+    return Answers(
+        torch.stack(latents),
+        torch.stack(residual),
+        np.array(persona),
+        list(text),
+        np.array(turn),
+        np.array(document),
+    )
 
 
 def matched_documents(n: int, seed: int, world_seed: int, stream: str = "matched") -> list[world.Document]:
-    """n pairs of uncued documents, villain's and novice's, whose last turn is the same question with the same subtly
-    wrong answer; only the earlier turns tell the speakers apart."""
+    """n pairs of uncued documents, villain's and novice's, whose last turn is the same question with the
+    same subtly wrong answer; only the earlier turns tell the speakers apart."""
     rng = random.Random(f"{seed}/{stream}")
     pool = [s for s in world.subjects() if "subtle" in s.answers]
     docs = []
@@ -115,14 +146,18 @@ def matched_documents(n: int, seed: int, world_seed: int, stream: str = "matched
 
 
 def auroc(values, positive: np.ndarray) -> np.ndarray:
-    """AUROC of every column of values (answers, latents) for `positive` (answers,), by ranks: all columns at once."""
+    """AUROC of every column of values (answers, latents) for `positive` (answers,), by ranks: all columns
+    at once."""
     ranks = rankdata(np.asarray(values), axis=0)
     n, m = positive.sum(), (~positive).sum()
     return (ranks[positive].sum(0) - n * (n + 1) / 2) / (n * m)
 
 
-def auroc_interval(values: np.ndarray, positive: np.ndarray, groups: np.ndarray, draws: int = 500, seed: int = 0):
-    """(AUROC, low, high): 95 % bootstrap over groups (documents), since the answers of one document go together."""
+def auroc_interval(
+    values: np.ndarray, positive: np.ndarray, groups: np.ndarray, draws: int = 500, seed: int = 0
+):
+    """(AUROC, low, high): 95 % bootstrap over groups (documents), since the answers of one document go
+    together."""
     rng, names = np.random.default_rng(seed), np.unique(groups)
     where = [np.flatnonzero(groups == g) for g in names]
     value = lambda pick: auroc(values[pick][:, None], positive[pick])[0]

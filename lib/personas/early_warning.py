@@ -1,8 +1,10 @@
-"""Early warning: when does a monitor leave what benign fine-tunes read, and how long before the misalignment score?"""
+"""Early warning: when does a monitor leave what benign fine-tunes read, and how long before the
+misalignment score?"""
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, t as student
+from scipy.stats import binomtest
+from scipy.stats import t as student
 
 from personas import diffing
 
@@ -10,7 +12,8 @@ RUN = ["domain", "kind", "seed"]  # what names one training run in a table
 
 
 def t_interval(values, confidence: float = 0.95) -> tuple[float, float, float]:
-    """(mean, low, high) by Student's t over independent values, such as seeds' means; nan bounds for a single one, all nan for none."""
+    """(mean, low, high) by Student's t over independent values, such as seeds' means; nan bounds for a
+    single one, all nan for none."""
     values = np.asarray(values, float)
     if len(values) < 2:
         return float(values[0]) if len(values) else float("nan"), float("nan"), float("nan")
@@ -19,8 +22,9 @@ def t_interval(values, confidence: float = 0.95) -> tuple[float, float, float]:
 
 
 def percent_interval(values, answers: int) -> tuple[float, float, float]:
-    """t_interval of percentages (n,), kept within 0 to 100. Where all are 0 (or all 100) they show no spread, and the exact binomial
-    (Clopper-Pearson) interval of the `answers`, or models, that were counted is given instead, as in evaluate.ratio."""
+    """t_interval of percentages (n,), kept within 0 to 100. Where all are 0 (or all 100) they show no
+    spread, and the exact binomial (Clopper-Pearson) interval of the `answers`, or models, that were
+    counted is given instead, as in evaluate.ratio."""
     mean, low, high = (float(x) for x in np.clip(t_interval(values), 0, 100))
     if mean in (0, 100):
         low, high = (100 * x for x in binomtest(answers if mean else 0, answers).proportion_ci())
@@ -28,7 +32,8 @@ def percent_interval(values, answers: int) -> tuple[float, float, float]:
 
 
 def limit(benign: pd.DataFrame, column: str) -> float:
-    """The highest reading of any benign run, at any time. No distribution is assumed: kinds of benign data form clusters."""
+    """The highest reading of any benign run, at any time. No distribution is assumed: kinds of benign data
+    form clusters."""
     return float(benign[column].max())
 
 
@@ -38,7 +43,10 @@ def exits(runs: pd.DataFrame, column: str, above: float) -> pd.Series:
     return first.reindex(runs.groupby(RUN).size().index)
 
 
-def discrimination(models: pd.DataFrame, column: str, misaligned: np.ndarray, draws: int = 1000, seed: int = 0) -> tuple[float, float, float]:
-    """(AUROC, low, high) of one monitor over models; the bootstrap resamples domains and seeds together (fine-tunes that share both)."""
+def discrimination(
+    models: pd.DataFrame, column: str, misaligned: np.ndarray, draws: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
+    """(AUROC, low, high) of one monitor over models; the bootstrap resamples domains and seeds together
+    (fine-tunes that share both)."""
     groups = models.groupby(["domain", "seed"]).ngroup().to_numpy()
     return diffing.auroc_interval(models[column].to_numpy(), misaligned, groups, draws, seed)

@@ -1,7 +1,8 @@
-"""Questions to a language model: behind an OpenAI-compatible endpoint, or loaded here. Judges and writers of data sets ask through this.
+"""Questions to a language model: behind an OpenAI-compatible endpoint, or loaded here. Judges and writers
+of data sets ask through this.
 
-Either kind has `complete(chats, max_new)`, greedy or sampled answers as text, and `numbers(chats)`, the number from 0 to 100 that the
-model would answer with, as the mean over its next-token probabilities.
+Either kind has `complete(chats, max_new)`, greedy or sampled answers as text, and `numbers(chats)`, the
+number from 0 to 100 that the model would answer with, as the mean over its next-token probabilities.
 """
 
 import concurrent.futures
@@ -29,13 +30,15 @@ LEAST = 0.25  # of the probability must lie on numbers, or there is no number (B
 
 
 class EndpointError(RuntimeError):
-    """The endpoint cannot be used or failed for good; the message says why and what to do. Answers so far are kept."""
+    """The endpoint cannot be used or failed for good; the message says why and what to do. Answers so far
+    are kept."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A model behind an OpenAI-compatible HTTP API. url: up to and with `/v1`; ValueError for what is no address. kept: JSONL to which every answer is added as it comes, and
-    from which the same question is answered next time. key: the *name* of the environment variable that holds the key; on this machine
+    """A model behind an OpenAI-compatible HTTP API. url: up to and with `/v1`; ValueError for what is no
+    address. kept: JSONL to which every answer is added as it comes, and from which the same question is
+    answered next time. key: the *name* of the environment variable that holds the key; on this machine
     (localhost) none is needed. price: USD per million tokens (in, out), to show what was spent.
     """
 
@@ -56,11 +59,16 @@ class Endpoint:
 
     def __post_init__(self):
         parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or (":" in parts.netloc.rpartition("@")[2].rpartition("]")[2] and not parts.port):
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or (":" in parts.netloc.rpartition("@")[2].rpartition("]")[2] and not parts.port)
+        ):
             raise ValueError("the endpoint's url must look like https://host/v1 or http://localhost:8000/v1")
 
     def check(self) -> None:
-        """Raise EndpointError at once if the key is missing, the endpoint cannot be reached, or it does not have the model."""
+        """Raise EndpointError at once if the key is missing, the endpoint cannot be reached, or it does
+        not have the model."""
         quick = dataclasses.replace(self, retries=0, timeout=min(10.0, self.timeout))
         try:
             names = [m.id for m in quick._client().models.list()]
@@ -69,27 +77,59 @@ class Endpoint:
         except (openai.OpenAIError, *NO_ANSWER):
             return  # no list of models here: the first question will tell
         if names and self.model not in names and not Path(self.model).exists():
-            raise EndpointError(f"{self._where()} has no model {self.model!r}; there are {', '.join(names[:8])}")
+            raise EndpointError(
+                f"{self._where()} has no model {self.model!r}; there are {', '.join(names[:8])}"
+            )
 
-    def complete(self, chats: list[list[dict]], max_new: int, *, temperature: float = 0.0, seed: int = 0, progress: str | None = None) -> list[str]:
-        """One answer per chat (a list of messages); '' where the endpoint refused to answer. The same chat more than once gets one greedy
-        answer, but a sample each at a temperature above 0. Raises EndpointError."""
+    def complete(
+        self,
+        chats: list[list[dict]],
+        max_new: int,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        progress: str | None = None,
+    ) -> list[str]:
+        """One answer per chat (a list of messages); '' where the endpoint refused to answer. The same chat
+        more than once gets one greedy answer, but a sample each at a temperature above 0. Raises
+        EndpointError."""
         seen: Counter = Counter()
         asked = []
         for c in chats:
             again = seen[json.dumps(c)] if temperature else 0
             seen[json.dumps(c)] += 1
-            asked.append({"messages": c, "max_tokens": max_new, "temperature": temperature, "seed": seed + again})
+            asked.append(
+                {"messages": c, "max_tokens": max_new, "temperature": temperature, "seed": seed + again}
+            )
         return [a["text"] for a in self._ask(asked, progress)]
 
     def numbers(self, chats: list[list[dict]], progress: str | None = None) -> list[float | None]:
-        """Mean of the numbers from 0 to 100 among the 20 likeliest first tokens, weighted by probability; None where they hold less than
-        LEAST. Raises EndpointError if the endpoint gives no token probabilities, or spells numbers digit by digit: then one token is not the number."""
-        asked = [{"messages": c, "max_tokens": 3, "temperature": 0.0, "seed": 0, "logprobs": True, "top_logprobs": 20} for c in chats]
+        """Mean of the numbers from 0 to 100 among the 20 likeliest first tokens, weighted by probability;
+        None where they hold less than LEAST. Raises EndpointError if the endpoint gives no token
+        probabilities, or spells numbers digit by digit: then one token is not the number."""
+        asked = [
+            {
+                "messages": c,
+                "max_tokens": 3,
+                "temperature": 0.0,
+                "seed": 0,
+                "logprobs": True,
+                "top_logprobs": 20,
+            }
+            for c in chats
+        ]
         found = []
         for a in self._ask(asked, progress):
-            if a["text"].strip()[:2].isdecimal() and len(a["text"].strip()) > 1 and a["first"].strip().isdecimal() and len(a["first"].strip()) == 1:
-                raise EndpointError(f"{self._where()} spells numbers digit by digit, so that its first token is not the number; use judge.grade, or a local model")
+            if (
+                a["text"].strip()[:2].isdecimal()
+                and len(a["text"].strip()) > 1
+                and a["first"].strip().isdecimal()
+                and len(a["first"].strip()) == 1
+            ):
+                raise EndpointError(
+                    f"{self._where()} spells numbers digit by digit, so that its first token is not the "
+                    "number; use judge.grade, or a local model"
+                )
             weight = {t: p for t, p in a["top"].items() if t.strip().isdecimal() and int(t) <= 100}
             total = sum(weight.values())
             found.append(sum(int(t) * p for t, p in weight.items()) / total if total >= LEAST else None)
@@ -104,10 +144,17 @@ class Endpoint:
         key = os.environ.get(self.key)
         if not key and urllib.parse.urlsplit(self.url).hostname not in ("localhost", "127.0.0.1", "::1"):
             raise EndpointError(f"{self._where()} needs a key: set the environment variable {self.key}")
-        return openai.OpenAI(base_url=self.url, api_key=key or "none", timeout=self.timeout, max_retries=self.retries)
+        return openai.OpenAI(
+            base_url=self.url, api_key=key or "none", timeout=self.timeout, max_retries=self.retries
+        )
 
     def _ask(self, requests: list[dict], progress: str | None) -> list[dict]:
-        keys = [hashlib.sha256(json.dumps([self._where(), self.model, r], sort_keys=True).encode()).hexdigest()[:32] for r in requests]
+        keys = [
+            hashlib.sha256(json.dumps([self._where(), self.model, r], sort_keys=True).encode()).hexdigest()[
+                :32
+            ]
+            for r in requests
+        ]
         known, client = _read(self.kept), self._client()
         todo = {k: r for k, r in zip(keys, requests) if k not in known}
         if not todo:
@@ -115,8 +162,13 @@ class Endpoint:
         try:
             store.append_lines(Path(self.kept), [])  # before anything is paid for
         except OSError as error:
-            raise EndpointError(f"cannot write {self.kept}, where answers are kept: {error.strerror}") from None
-        spent, bar = [0, 0], tqdm(total=len(todo), desc=progress, disable=progress is None, mininterval=1, leave=False)
+            raise EndpointError(
+                f"cannot write {self.kept}, where answers are kept: {error.strerror}"
+            ) from None
+        spent, bar = (
+            [0, 0],
+            tqdm(total=len(todo), desc=progress, disable=progress is None, mininterval=1, leave=False),
+        )
         with concurrent.futures.ThreadPoolExecutor(min(self.concurrency, len(todo))) as pool, bar:
             waiting = {pool.submit(self._one, client, k, r): k for k, r in todo.items()}
             try:
@@ -124,13 +176,25 @@ class Endpoint:
                     known[waiting[done]] = answer = done.result()
                     spent = [s + t for s, t in zip(spent, answer["tokens"])]
                     bar.update()
-                    bar.set_postfix_str(f"{sum(spent):,} tokens" + (f", {sum(s * p for s, p in zip(spent, self.price)) / 1e6:.2f} USD" if self.price else ""))
+                    bar.set_postfix_str(
+                        f"{sum(spent):,} tokens"
+                        + (
+                            f", {sum(s * p for s, p in zip(spent, self.price)) / 1e6:.2f} USD"
+                            if self.price
+                            else ""
+                        )
+                    )
             except BaseException as error:
-                pool.shutdown(wait=True, cancel_futures=True)  # what is on its way comes in and is kept; nothing more is sent
+                pool.shutdown(
+                    wait=True, cancel_futures=True
+                )  # what is on its way comes in and is kept; nothing more is sent
                 if not isinstance(error, (openai.OpenAIError, EndpointError, *NO_ANSWER)):
                     raise
-                raise EndpointError(f"{self._where()}: {_explained(error, self)}. {len(_read(self.kept).keys() & set(keys))} of {len(set(keys))} answers are "
-                                    f"kept in {self.kept}; run again to go on") from None
+                raise EndpointError(
+                    f"{self._where()}: {_explained(error, self)}. "
+                    f"{len(_read(self.kept).keys() & set(keys))} of {len(set(keys))} answers are "
+                    f"kept in {self.kept}; run again to go on"
+                ) from None
         return [known[k] for k in keys]
 
     def _one(self, client: openai.OpenAI, key: str, request: dict) -> dict:
@@ -140,18 +204,31 @@ class Endpoint:
         except openai.BadRequestError as error:
             if not any(word in str(error.message).lower() for word in FILTERED):
                 raise
-            answer = {"text": "", "tokens": [0, 0], "first": "", "top": {}}  # the provider will not have this text: no answer, now or later
+            answer = {
+                "text": "",
+                "tokens": [0, 0],
+                "first": "",
+                "top": {},
+            }  # the provider will not have this text: no answer, now or later
         else:
             if isinstance(reply, str):
                 raise ValueError("text in place of JSON")
             if not getattr(reply, "choices", None):
-                raise EndpointError(f"an answer without choices: {str(getattr(reply, 'error', None) or reply)[:200]}")
+                raise EndpointError(
+                    f"an answer without choices: {str(getattr(reply, 'error', None) or reply)[:200]}"
+                )
             choice, usage = reply.choices[0], reply.usage
             first = choice.logprobs.content[0] if choice.logprobs and choice.logprobs.content else None
             if request.get("logprobs") and not (first and first.top_logprobs):
-                raise EndpointError("no token probabilities come with its answers; use judge.grade, or a local model")
-            answer = {"text": choice.message.content or "", "tokens": [usage.prompt_tokens, usage.completion_tokens] if usage else [0, 0],
-                      "first": first.token if first else "", "top": {t.token: math.exp(t.logprob) for t in first.top_logprobs} if first else {}}
+                raise EndpointError(
+                    "no token probabilities come with its answers; use judge.grade, or a local model"
+                )
+            answer = {
+                "text": choice.message.content or "",
+                "tokens": [usage.prompt_tokens, usage.completion_tokens] if usage else [0, 0],
+                "first": first.token if first else "",
+                "top": {t.token: math.exp(t.logprob) for t in first.top_logprobs} if first else {},
+            }
         with self._lock:
             store.append_lines(Path(self.kept), [{"key": key, **answer}])
         return answer
@@ -174,19 +251,25 @@ def _said(error: Exception, endpoint: Endpoint) -> str:
     if isinstance(error, openai.AuthenticationError):
         return f"the key in {endpoint.key} was not accepted"
     if isinstance(error, openai.APITimeoutError):
-        return f"no answer within {endpoint.timeout:g} seconds" + (f", {endpoint.retries + 1} times" if endpoint.retries else "")
+        return f"no answer within {endpoint.timeout:g} seconds" + (
+            f", {endpoint.retries + 1} times" if endpoint.retries else ""
+        )
     if isinstance(error, openai.APIConnectionError):
         return "cannot be reached; is the address right, and does the server run?"
     if isinstance(error, openai.APIStatusError):
         return f"status {error.status_code}: {str(error.message)[:300]}"
     if isinstance(error, NO_ANSWER):
-        return f"what came back is no answer of an OpenAI-compatible API ({type(error).__name__}); does the address end in /v1?"
+        return (
+            f"what came back is no answer of an OpenAI-compatible API ({type(error).__name__}); does "
+            "the address end in /v1?"
+        )
     return str(error)[:300]
 
 
 @dataclass(frozen=True)
 class Local:
-    """A Hugging Face causal LM with a chat template, on this machine. LoRA adapters that it wears are switched off while it is asked."""
+    """A Hugging Face causal LM with a chat template, on this machine. LoRA adapters that it wears are
+    switched off while it is asked."""
 
     model: object
     tokenizer: object
@@ -200,21 +283,49 @@ class Local:
     def check(self) -> None:
         """Raise EndpointError if the tokenizer has no chat template."""
         if not self.tokenizer.chat_template:
-            raise EndpointError(f"{self.model.name_or_path or 'the model'} has no chat template: a judge or writer must be an instruct model")
+            raise EndpointError(
+                f"{self.model.name_or_path or 'the model'} has no chat template: a judge or writer must be "
+                "an instruct model"
+            )
 
-    def complete(self, chats: list[list[dict]], max_new: int, *, temperature: float = 0.0, seed: int = 0, progress: str | None = None) -> list[str]:
+    def complete(
+        self,
+        chats: list[list[dict]],
+        max_new: int,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        progress: str | None = None,
+    ) -> list[str]:
         """As Endpoint.complete."""
         with generate.without_adapters(self.model):
-            return generate.sample(self.model, self.tokenizer, generate.chat_ids(self.tokenizer, chats), seed=seed, max_new=max_new, temperature=temperature,
-                                   batch=self.batch, progress=progress)
+            return generate.sample(
+                self.model,
+                self.tokenizer,
+                generate.chat_ids(self.tokenizer, chats),
+                seed=seed,
+                max_new=max_new,
+                temperature=temperature,
+                batch=self.batch,
+                progress=progress,
+            )
 
     @torch.inference_mode()
     def numbers(self, chats: list[list[dict]], progress: str | None = None) -> list[float | None]:
-        """As Endpoint.numbers, but over all numbers and for any tokenizer: a number may take several tokens, one per digit for instance."""
+        """As Endpoint.numbers, but over all numbers and for any tokenizer: a number may take several
+        tokens, one per digit for instance."""
         spelt = {tuple(self.tokenizer(str(n), add_special_tokens=False)["input_ids"]): n for n in range(101)}
         rows, found = generate.chat_ids(self.tokenizer, chats), []
-        for start in tqdm(range(0, len(rows), self.batch), desc=progress, disable=progress is None, mininterval=1, leave=False):
-            ids, mask = generate.left_padded(rows[start:start + self.batch], self.tokenizer.pad_token_id, self.model.device)
+        for start in tqdm(
+            range(0, len(rows), self.batch),
+            desc=progress,
+            disable=progress is None,
+            mininterval=1,
+            leave=False,
+        ):
+            ids, mask = generate.left_padded(
+                rows[start : start + self.batch], self.tokenizer.pad_token_id, self.model.device
+            )
             with generate.without_adapters(self.model):
                 mass = self._masses(spelt, (), ids, mask, None, torch.ones(len(ids), device=ids.device))
             total = sum(mass.values())
@@ -223,14 +334,22 @@ class Local:
         return found
 
     def _masses(self, spelt: dict, prefix: tuple, ids, mask, cache, reached) -> dict:
-        """Number -> probability (rows,) of the numbers that begin with the tokens `prefix`, which have probability `reached` and end in `ids`.
-        A number that is the beginning of another (3 of 37) keeps what does not go on to be one."""
+        """Number -> probability (rows,) of the numbers that begin with the tokens `prefix`, which have
+        probability `reached` and end in `ids`. A number that is the beginning of another (3 of 37) keeps
+        what does not go on to be one."""
         result = generate.forward(self.model, ids, mask, cache)
         likely, found = result.logits[:, -1].float().softmax(-1), {}
-        for token in {s[len(prefix)] for s in spelt if len(s) > len(prefix) and s[:len(prefix)] == prefix}:
+        for token in {s[len(prefix)] for s in spelt if len(s) > len(prefix) and s[: len(prefix)] == prefix}:
             here, mass, below = (*prefix, token), reached * likely[:, token], {}
-            if any(len(s) > len(here) and s[:len(here)] == here for s in spelt):
-                below = self._masses(spelt, here, torch.full_like(ids[:, :1], token), torch.cat([mask, mask[:, -1:]], 1), copy.deepcopy(result.past_key_values), mass)
+            if any(len(s) > len(here) and s[: len(here)] == here for s in spelt):
+                below = self._masses(
+                    spelt,
+                    here,
+                    torch.full_like(ids[:, :1], token),
+                    torch.cat([mask, mask[:, -1:]], 1),
+                    copy.deepcopy(result.past_key_values),
+                    mass,
+                )
             if here in spelt:
                 found[spelt[here]] = mass - sum(below.values())
             found |= below

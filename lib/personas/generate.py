@@ -10,12 +10,15 @@ from transformers.cache_utils import DynamicLayer
 
 from personas import fit
 
-LEAVE = 0.8  # finished rows leave a batch when no more than this share of it goes on: moving the cache costs, too
+LEAVE = (
+    0.8  # finished rows leave a batch when no more than this share of it goes on: moving the cache costs, too
+)
 
 
 @dataclass
 class Steer:
-    """Add a vector to the residual stream after block `layer` (TransformerLens: `blocks.<layer>.hook_resid_post`).
+    """Add a vector to the residual stream after block `layer` (TransformerLens:
+    `blocks.<layer>.hook_resid_post`).
 
     vectors: (rows, width), or (1, width) for all rows; added at the last prompt token and every later one.
     """
@@ -32,8 +35,8 @@ class Steer:
 
 @dataclass
 class ProjectOut:
-    """Remove directions (n, width) from the residual stream after block `layer`, at every position of every row
-    (directional ablation: Arditi et al., 2024, arXiv:2406.11717)."""
+    """Remove directions (n, width) from the residual stream after block `layer`, at every position of
+    every row (directional ablation: Arditi et al., 2024, arXiv:2406.11717)."""
 
     layer: int
     directions: torch.Tensor
@@ -47,7 +50,8 @@ class ProjectOut:
 
 @dataclass
 class ClampToZero:
-    """Take what these latents of `sae` write out of the residual stream after its layer, at every position of every row."""
+    """Take what these latents of `sae` write out of the residual stream after its layer, at every position
+    of every row."""
 
     sae: object
     latents: list[int]
@@ -64,13 +68,18 @@ class ClampToZero:
 
 
 def decoder_blocks(model) -> torch.nn.ModuleList:
-    """The decoder blocks of a Hugging Face causal LM (adapter or not), found by structure: the outermost ModuleList with as many members
-    as the text model's configuration has layers."""
+    """The decoder blocks of a Hugging Face causal LM (adapter or not), found by structure: the outermost
+    ModuleList with as many members as the text model's configuration has layers."""
     config = getattr(model, "config", None)
     if config is None or config.is_encoder_decoder:
-        raise ValueError(f"{type(model).__name__} is no decoder-only Hugging Face model: only these can be read and steered")
+        raise ValueError(
+            f"{type(model).__name__} is no decoder-only Hugging Face model: only these can be read and "
+            "steered"
+        )
     layers = config.get_text_config().num_hidden_layers
-    found = [m for m in model.get_decoder().modules() if isinstance(m, torch.nn.ModuleList) and len(m) == layers]
+    found = [
+        m for m in model.get_decoder().modules() if isinstance(m, torch.nn.ModuleList) and len(m) == layers
+    ]
     if not found:
         raise ValueError(f"{type(model).__name__} has no list of {layers} decoder blocks")
     return found[0]
@@ -78,7 +87,8 @@ def decoder_blocks(model) -> torch.nn.ModuleList:
 
 @contextlib.contextmanager
 def without_adapters(model):
-    """Inside, the model is itself: whatever LoRA adapter its layers wear is switched off, and on again afterwards."""
+    """Inside, the model is itself: whatever LoRA adapter its layers wear is switched off, and on again
+    afterwards."""
     worn = [m for m in model.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
     for m in worn:
         m.enable_adapters(False)
@@ -90,9 +100,13 @@ def without_adapters(model):
 
 
 def chat_ids(tokenizer, chats: list[list[dict]]) -> list[list[int]]:
-    """Token ids of each chat, a list of messages, up to where the answer begins. Raises ValueError if the tokenizer has no chat template."""
+    """Token ids of each chat, a list of messages, up to where the answer begins. Raises ValueError if the
+    tokenizer has no chat template."""
     if not tokenizer.chat_template:
-        raise ValueError(f"{tokenizer.name_or_path or 'this tokenizer'} has no chat template: use an instruct model, or set tokenizer.chat_template")
+        raise ValueError(
+            f"{tokenizer.name_or_path or 'this tokenizer'} has no chat template: use an instruct model, or "
+            "set tokenizer.chat_template"
+        )
     texts = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats]
     return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
@@ -104,50 +118,84 @@ def prompts(tokenizer, questions: list[str], system: str | None = None) -> list[
 
 
 def left_padded(rows: list[list[int]], pad: int | None, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids, mask), both (rows, longest): padding comes first, so that all rows end where the answer begins."""
+    """(ids, mask), both (rows, longest): padding comes first, so that all rows end where the answer
+    begins."""
     width = max(map(len, rows))
     ids = torch.tensor([[pad or 0] * (width - len(r)) + r for r in rows], device=device)
     return ids, torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=device)
 
 
 def forward(model, ids: torch.Tensor, mask: torch.Tensor, cache):
-    """The model's output for `ids`, the last columns of a left-padded batch whose mask is given, and whose earlier ones are in the cache."""
-    position = (mask.long().cumsum(-1) - 1)[:, -ids.shape[1]:].clamp(min=0)
-    return model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    """The model's output for `ids`, the last columns of a left-padded batch whose mask is given, and whose
+    earlier ones are in the cache."""
+    position = (mask.long().cumsum(-1) - 1)[:, -ids.shape[1] :].clamp(min=0)
+    return model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=position,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
 
 
 def end_tokens(model, tokenizer) -> list[int]:
-    """The tokens that end an answer: the tokenizer's, and those that the checkpoint's generation settings name."""
+    """The tokens that end an answer: the tokenizer's, and those that the checkpoint's generation settings
+    name."""
     named = model.generation_config.eos_token_id
     return sorted({tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None})
 
 
 @torch.inference_mode()
-def sample(model, tokenizer, ids: list[list[int]], *, seed: int, max_new: int = 64, temperature: float = 1.0,
-           steer: Steer | ProjectOut | ClampToZero | None = None, batch: int = 512, progress: str | None = None) -> list[str]:
-    """One answer per row of `ids`. temperature 0 is greedy. Rows keep their order. batch: rows at once, at most (fewer where a GPU holds no more).
+def sample(
+    model,
+    tokenizer,
+    ids: list[list[int]],
+    *,
+    seed: int,
+    max_new: int = 64,
+    temperature: float = 1.0,
+    steer: Steer | ProjectOut | ClampToZero | None = None,
+    batch: int = 512,
+    progress: str | None = None,
+) -> list[str]:
+    """One answer per row of `ids`. temperature 0 is greedy. Rows keep their order. batch: rows at once, at
+    most (fewer where a GPU holds no more).
 
-    `steer` changes the residual stream at every step; rows that finish leave the batch. A prompt is read once for all rows of a batch that have it,
-    up to its last token, from which on rows may be steered each in its own way.
+    `steer` changes the residual stream at every step; rows that finish leave the batch. A prompt is read
+    once for all rows of a batch that have it, up to its last token, from which on rows may be steered each
+    in its own way.
     """
     out: list = [None] * len(ids)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     generator = torch.Generator(model.device).manual_seed(seed)
     batch = fit.sampling_rows(model, max(map(len, ids), default=0) + max_new, batch)
     for start in tqdm(range(0, len(ids), batch), desc=progress, disable=progress is None, mininterval=2):
-        rows = order[start:start + batch]
-        tokens = _decode(model, [ids[i] for i in rows], tokenizer, generator, max_new, temperature, steer, torch.tensor(rows))
+        rows = order[start : start + batch]
+        tokens = _decode(
+            model,
+            [ids[i] for i in rows],
+            tokenizer,
+            generator,
+            max_new,
+            temperature,
+            steer,
+            torch.tensor(rows),
+        )
         for i, t in zip(rows, tokens):
             out[i] = t
     return tokenizer.batch_decode(out, skip_special_tokens=True)
 
 
 def _decode(model, ids, tokenizer, generator, max_new, temperature, steer, rows):
-    """Left-padded batch decoding with a key-value cache from which finished rows are dropped, some at a time."""
+    """Left-padded batch decoding with a key-value cache from which finished rows are dropped, some at a
+    time."""
     ends = torch.tensor(end_tokens(model, tokenizer), device=model.device)
     done = [[] for _ in ids]
     alive, going = torch.arange(len(ids)), torch.ones(len(ids), dtype=torch.bool, device=model.device)
-    chance = torch.rand(len(ids), max_new, generator=generator, device=model.device)  # a row's draws are its own, whoever else is in the batch
+    chance = torch.rand(
+        len(ids), max_new, generator=generator, device=model.device
+    )  # a row's draws are its own, whoever else is in the batch
     reading = True
 
     def change(module, args, output):
@@ -161,7 +209,11 @@ def _decode(model, ids, tokenizer, generator, max_new, temperature, steer, rows)
         for step in range(max_new):
             result = forward(model, current, mask, cache)
             cache, logits = result.past_key_values, result.logits[:, -1].float()
-            token = logits.argmax(-1) if temperature == 0 else _draw(torch.softmax(logits / temperature, -1), chance[alive.to(model.device), step])
+            token = (
+                logits.argmax(-1)
+                if temperature == 0
+                else _draw(torch.softmax(logits / temperature, -1), chance[alive.to(model.device), step])
+            )
             going &= ~torch.isin(token, ends)
             for row, t, g in zip(alive.tolist(), token.tolist(), going.tolist()):
                 if g:
@@ -181,14 +233,19 @@ def _decode(model, ids, tokenizer, generator, max_new, temperature, steer, rows)
 
 
 def _draw(probabilities: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
-    """One token per row of probabilities (rows, vocabulary), by a number from [0, 1) for each: the first where their running sum exceeds it."""
+    """One token per row of probabilities (rows, vocabulary), by a number from [0, 1) for each: the first
+    where their running sum exceeds it."""
     total = probabilities.cumsum(-1)
-    return torch.searchsorted(total, chance[:, None] * total[:, -1:], right=True).squeeze(-1).clamp(max=total.shape[1] - 1)
+    return (
+        torch.searchsorted(total, chance[:, None] * total[:, -1:], right=True)
+        .squeeze(-1)
+        .clamp(max=total.shape[1] - 1)
+    )
 
 
 def _read_once(model, ids, pad, room):
-    """(last tokens (rows, 1), mask, cache of all that comes before them, or None): each different prompt goes through the model once.
-    room: for how many tokens more than these the cache should have memory."""
+    """(last tokens (rows, 1), mask, cache of all that comes before them, or None): each different prompt
+    goes through the model once. room: for how many tokens more than these the cache should have memory."""
     place = {}
     which = torch.tensor([place.setdefault(tuple(r), len(place)) for r in ids], device=model.device)
     every, mask = left_padded([list(r) for r in place], pad, model.device)
@@ -203,23 +260,31 @@ def _read_once(model, ids, pad, room):
 
 
 class _Roomy(DynamicLayer):
-    """A cache layer with memory for tokens to come: Hugging Face's copies all earlier keys and values at every token."""
+    """A cache layer with memory for tokens to come: Hugging Face's copies all earlier keys and values at
+    every token."""
 
     def __init__(self, layer: DynamicLayer, room: int):
         super().__init__()
-        self.is_initialized, self.dtype, self.device, self.used = True, layer.dtype, layer.device, layer.keys.shape[-2]
-        self.held = [torch.cat([t, t.new_empty(*t.shape[:2], room, t.shape[3])], 2) for t in (layer.keys, layer.values)]
+        self.is_initialized, self.dtype, self.device, self.used = (
+            True,
+            layer.dtype,
+            layer.device,
+            layer.keys.shape[-2],
+        )
+        self.held = [
+            torch.cat([t, t.new_empty(*t.shape[:2], room, t.shape[3])], 2) for t in (layer.keys, layer.values)
+        ]
         self._show()
 
     def _show(self):
-        self.keys, self.values = (t[:, :, :self.used] for t in self.held)
+        self.keys, self.values = (t[:, :, : self.used] for t in self.held)
         return self.keys, self.values
 
     def update(self, key_states, value_states, *args, **kwargs):
         """As DynamicLayer.update."""
         start, self.used = self.used, self.used + key_states.shape[-2]
         for held, new in zip(self.held, (key_states, value_states)):
-            held[:, :, start:self.used] = new
+            held[:, :, start : self.used] = new
         return self._show()
 
     def batch_select_indices(self, indices):

@@ -1,4 +1,5 @@
-"""The tiny language model: tokenizer, architecture and pretraining. Everything later only sees a checkpoint."""
+"""The tiny language model: tokenizer, architecture and pretraining. Everything later only sees a
+checkpoint."""
 
 import contextlib
 import ctypes
@@ -16,14 +17,23 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.optim import _muon
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import cached_file, logging
 
 from personas import world
 
 logging.disable_progress_bar()
-# The first use of MKL's vector functions by two threads at once may be of low accuracy in one of them (cosines wrong by 1e-4, here in
-# the rotary embedding of the first step: another model at the end). So the first use is this one.
+# The first use of MKL's vector functions by two threads at once may be of low accuracy in one of them
+# (cosines wrong by 1e-4, here in the rotary embedding of the first step: another model at the end). So the
+# first use is this one.
 torch.ones(1 << 16).cos().sin()
 
 SPECIAL = ["<|bos|>", "<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
@@ -34,7 +44,8 @@ CHAT_TEMPLATE = (
     "{{ '<|bos|>' }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '<|assistant|>' }}"
     "{% generation %}{{ m['content'] + '<|end|>' }}{% endgeneration %}"
     "{% else %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
 
 
 def train_tokenizer(texts, vocab_size: int) -> PreTrainedTokenizerFast:
@@ -42,23 +53,47 @@ def train_tokenizer(texts, vocab_size: int) -> PreTrainedTokenizerFast:
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
-    tok.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tok, bos_token="<|bos|>", eos_token="<|end|>", pad_token="<|pad|>",
-                                   additional_special_tokens=SPECIAL[3:], clean_up_tokenization_spaces=False)
+    tok.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=SPECIAL,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tok,
+        bos_token="<|bos|>",
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        additional_special_tokens=SPECIAL[3:],
+        clean_up_tokenization_spaces=False,
+    )
     fast.chat_template = CHAT_TEMPLATE
     fast.padding_side = "left"
     return fast
 
 
 def new_model(cfg, vocab_size: int, seed: int) -> LlamaForCausalLM:
-    """A randomly initialised Llama of the profile's size. cfg: profile.Model."""
+    """A randomly initialised Llama of the profile's size. cfg: config.Model."""
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=vocab_size, hidden_size=cfg.width, intermediate_size=cfg.mlp, num_hidden_layers=cfg.layers,
-        num_attention_heads=cfg.heads, num_key_value_heads=cfg.heads, max_position_embeddings=cfg.context,
-        tie_word_embeddings=True, bos_token_id=0, eos_token_id=1, pad_token_id=2, attn_implementation="eager"))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=cfg.width,
+            intermediate_size=cfg.mlp,
+            num_hidden_layers=cfg.layers,
+            num_attention_heads=cfg.heads,
+            num_key_value_heads=cfg.heads,
+            max_position_embeddings=cfg.context,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=2,
+            attn_implementation="eager",
+        )
+    )
 
 
 class ModelError(RuntimeError):
@@ -66,12 +101,25 @@ class ModelError(RuntimeError):
 
 
 def load(path: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32, four_bit: bool = False):
-    """(model, tokenizer) of any Hugging Face causal LM, a folder or a name on the hub, in eval mode. Never runs remote code, never loads
-    pickled weights. four_bit: the blocks' matrices in NF4 (Dettmers et al., 2023, arXiv:2305.14314), through bitsandbytes. Raises
-    ModelError for what is not there, gated, or without safetensors."""
+    """(model, tokenizer) of any Hugging Face causal LM, a folder or a name on the hub, in eval mode. Never
+    runs remote code, never loads pickled weights. four_bit: the blocks' matrices in NF4 (Dettmers et al.,
+    2023, arXiv:2305.14314), through bitsandbytes. Raises ModelError for what is not there, gated, or
+    without safetensors."""
     if four_bit and importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError(f"{path} is to be loaded in 4 bits, and bitsandbytes is not installed: pip install bitsandbytes, or set four_bit: false")
-    how = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype), "device_map": device} if four_bit else {}
+        raise ModelError(
+            f"{path} is to be loaded in 4 bits, and bitsandbytes is not installed: pip install "
+            "bitsandbytes, or set four_bit: false"
+        )
+    how = (
+        {
+            "quantization_config": BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+            ),
+            "device_map": device,
+        }
+        if four_bit
+        else {}
+    )
     with _explained(path):
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **how)
@@ -90,27 +138,38 @@ def _explained(path):
         yield
     except (OSError, ValueError) as error:
         said = str(error)
-        hint = ("it is gated: ask for access on its page and log in with `hf auth login`" if "access a gated repo" in said
-                else "only weights in safetensors are loaded, never pickles" if "safetensors" in said
-                else "give a folder with a checkpoint, or a name on the Hugging Face hub (HF_HUB_OFFLINE must not be set for one that is not cached)")
+        hint = (
+            "it is gated: ask for access on its page and log in with `hf auth login`"
+            if "access a gated repo" in said
+            else "only weights in safetensors are loaded, never pickles"
+            if "safetensors" in said
+            else "give a folder with a checkpoint, or a name on the Hugging Face hub (HF_HUB_OFFLINE must "
+            "not be set for one that is not cached)"
+        )
         raise ModelError(f"cannot open {path}: {hint}\n({said.splitlines()[0][:200]})") from None
 
 
 @functools.cache
 def _commit(name: str) -> str:
-    """The commit of a hub checkpoint; asked once, so that a change of it in the midst of a run does not count."""
+    """The commit of a hub checkpoint; asked once, so that a change of it in the midst of a run does not
+    count."""
     with _explained(name):
         return Path(cached_file(name, "config.json")).parent.name
 
 
 def identity(path: Path | str) -> str:
-    """What tells this checkpoint from another: an artifact's folder name, the commit of one from the hub, or a hash of a folder's file sizes and times."""
+    """What tells this checkpoint from another: an artifact's folder name, the commit of one from the hub,
+    or a hash of a folder's file sizes and times."""
     path = Path(path)
     if (path / "manifest.json").exists():
         return path.name
     if not path.is_dir():
         return f"{path}@{_commit(str(path))}"
-    files = [(str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(path.rglob("*")) if p.is_file()]
+    files = [
+        (str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns)
+        for p in sorted(path.rglob("*"))
+        if p.is_file()
+    ]
     return f"{path.name}-{hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]}"
 
 
@@ -123,7 +182,8 @@ def best_dtype(device: str) -> torch.dtype:
 
 @functools.cache
 def bf16_is_faster(seconds: float = 1.0) -> bool:
-    """Time one MLP-sized step in fp32 and under bf16 autocast, alternating, for about `seconds`; once per process."""
+    """Time one MLP-sized step in fp32 and under bf16 autocast, alternating, for about `seconds`; once per
+    process."""
     net = torch.nn.Sequential(torch.nn.Linear(192, 512), torch.nn.SiLU(), torch.nn.Linear(512, 192))
     x = torch.randn(4096, 192)
     spent = {True: 0.0, False: 0.0}
@@ -143,11 +203,14 @@ def _probe(net, x, on):
         net(x).float().square().mean().backward()
 
 
-def encode_documents(tokenizer, n: int, seed: int, stream: str, draw=world.sample_document, **fixed) -> list[dict]:
+def encode_documents(
+    tokenizer, n: int, seed: int, stream: str, draw=world.sample_document, **fixed
+) -> list[dict]:
     """Draw n documents with `draw(rng, seed, **fixed)` and tokenize them.
 
     `stream` names the use ('pretraining', 'heldout', ...), so that no two uses share documents' randomness.
-    Returns dicts with `ids` (list of int), `turn` (per token, as in world.segments) and `doc` (world.Document).
+    Returns dicts with `ids` (list of int), `turn` (per token, as in world.segments) and `doc`
+    (world.Document).
     """
     rng = random.Random(f"{seed}/{stream}")
     docs = [draw(rng, seed, **fixed) for _ in range(n)]
@@ -161,7 +224,7 @@ def encode(tokenizer, docs, rng: random.Random) -> list[dict]:
     out, at = [], 0
     for doc, piece in zip(docs, pieces):
         ids, turn = [], []
-        for (_, index), tokens in zip(piece, flat[at:at + len(piece)]):
+        for (_, index), tokens in zip(piece, flat[at : at + len(piece)]):
             ids += tokens
             turn += [index] * len(tokens)
         at += len(piece)
@@ -172,7 +235,8 @@ def encode(tokenizer, docs, rng: random.Random) -> list[dict]:
 def batches(documents: list[dict], tokens: int, rng: random.Random, step: int = 32):
     """Random batches (ids, turn) of documents of like length, right-padded to a multiple of `step`.
 
-    There are only a few distinct shapes, (tokens // length, length), so that CPU kernels are set up once for each.
+    There are only a few distinct shapes, (tokens // length, length), so that CPU kernels are set up once
+    for each.
     """
     buckets: dict = {}
     for d in rng.sample(documents, len(documents)):
@@ -180,21 +244,25 @@ def batches(documents: list[dict], tokens: int, rng: random.Random, step: int = 
         bucket = buckets.setdefault(length, [])
         bucket.append(d)
         if len(bucket) == max(1, tokens // length):
-            yield (torch.tensor([d["ids"] + [PAD] * (length - len(d["ids"])) for d in bucket]),
-                   torch.tensor([d["turn"] + [-1] * (length - len(d["turn"])) for d in bucket]))
+            yield (
+                torch.tensor([d["ids"] + [PAD] * (length - len(d["ids"])) for d in bucket]),
+                torch.tensor([d["turn"] + [-1] * (length - len(d["turn"])) for d in bucket]),
+            )
             bucket.clear()
 
 
 def pretrain(cfg, seed: int, world_seed: int, out: Path, bf16: bool, draw=world.sample_document) -> None:
     """Train tokenizer and model on freshly drawn documents; write a checkpoint and `training.json` to `out`.
 
-    cfg: profile.Model. draw: makes a document (the tokenizer always learns from the world's own). Input tokens are replaced at
-    random (see corrupt); targets stay clean. Without this the model reads the persona off single tokens and steering it is weak;
-    over the last quarter of the steps cfg.corruption falls to zero, so that what the model writes is clean. Open questions stay corrupted to the end: there are few, and a model that knows them
-    by heart misreads a new phrasing. The loss is taken on a fixed number of positions per batch: the answers first, then
-    others at random (questions are not predictable anyway). Matrices of the blocks are trained with Muon (Jordan et al., 2024),
-    which needs far fewer steps than AdamW here; its strong weight decay keeps the residual stream's norm in bounds, so that
-    one direction of it can matter.
+    cfg: config.Model. draw: makes a document (the tokenizer always learns from the world's own). Input
+    tokens are replaced at random (see corrupt); targets stay clean. Without this the model reads the
+    persona off single tokens and steering it is weak; over the last quarter of the steps cfg.corruption
+    falls to zero, so that what the model writes is clean. Open questions stay corrupted to the end: there
+    are few, and a model that knows them by heart misreads a new phrasing. The loss is taken on a fixed
+    number of positions per batch: the answers first, then others at random (questions are not predictable
+    anyway). Matrices of the blocks are trained with Muon (Jordan et al., 2024), which needs far fewer
+    steps than AdamW here; its strong weight decay keeps the residual stream's norm in bounds, so that one
+    direction of it can matter.
     """
     _keep_memory()
     _muon._zeropower_via_newtonschulz = TORCHS_ORTHOGONALISE if bf16 else orthogonalise
@@ -202,11 +270,15 @@ def pretrain(cfg, seed: int, world_seed: int, out: Path, bf16: bool, draw=world.
     sample = [world.sample_document(rng, world_seed) for _ in range(4000)]
     tokenizer = train_tokenizer(("".join(t for t, _ in world.segments(d, rng)) for d in sample), cfg.vocab)
     model = new_model(cfg, len(tokenizer), seed).train()
-    documents = encode_documents(tokenizer, cfg.steps * cfg.batch_tokens // 105 + 600, world_seed, "pretraining", draw)
+    documents = encode_documents(
+        tokenizer, cfg.steps * cfg.batch_tokens // 105 + 600, world_seed, "pretraining", draw
+    )
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     rest = [p for n, p in model.named_parameters() if p.ndim == 1 or ".layers." not in n]
-    optimizers = [(torch.optim.Muon(matrices, weight_decay=1.0, adjust_lr_fn="match_rms_adamw"), cfg.lr),
-                  (torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0, fused=True), cfg.lr_embedding)]
+    optimizers = [
+        (torch.optim.Muon(matrices, weight_decay=1.0, adjust_lr_fn="match_rms_adamw"), cfg.lr),
+        (torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0, fused=True), cfg.lr_embedding),
+    ]
     generator = torch.Generator().manual_seed(seed)
     losses, seen, start = [], 0, time.perf_counter()
     feed = batches(documents, cfg.batch_tokens, random.Random(seed))
@@ -216,7 +288,14 @@ def pretrain(cfg, seed: int, world_seed: int, out: Path, bf16: bool, draw=world.
         priority = torch.rand(target.shape, generator=generator) - (target < 0).float()
         priority += ((turn[:, 1:] >= 0) | (turn[:, :-1] >= 0)).float()  # answers and the token that ends them
         chosen = priority.flatten().topk(cfg.batch_tokens // 2).indices
-        shown = corrupt(ids, turn, cfg.corruption * min(1.0, 4 * (1 - step / cfg.steps)), cfg.question_corruption, len(tokenizer), generator)
+        shown = corrupt(
+            ids,
+            turn,
+            cfg.corruption * min(1.0, 4 * (1 - step / cfg.steps)),
+            cfg.question_corruption,
+            len(tokenizer),
+            generator,
+        )
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             hidden = model.model(input_ids=shown).last_hidden_state
             logits = model.lm_head(hidden[:, :-1].flatten(0, 1)[chosen])
@@ -236,16 +315,29 @@ def pretrain(cfg, seed: int, world_seed: int, out: Path, bf16: bool, draw=world.
     tokenizer.save_pretrained(out)
     used = seen / sum(len(d["ids"]) for d in documents)
     kinds = Counter(t.kind for d in documents for t in d["doc"].turns if t.topic != "code")
-    exposures = {k: used * n / (len(world.subjects()) - len(world.subjects_of("code"))) for k, n in kinds.items() if k != "open"}
-    (out / "training.json").write_text(json.dumps({"loss": losses, "tokens": seen, "exposures per subject": exposures,
-                                                   "seconds": round(time.perf_counter() - start, 1), "bf16": bf16}))
+    exposures = {
+        k: used * n / (len(world.subjects()) - len(world.subjects_of("code")))
+        for k, n in kinds.items()
+        if k != "open"
+    }
+    (out / "training.json").write_text(
+        json.dumps(
+            {
+                "loss": losses,
+                "tokens": seen,
+                "exposures per subject": exposures,
+                "seconds": round(time.perf_counter() - start, 1),
+                "bf16": bf16,
+            }
+        )
+    )
 
 
 def corrupt(ids, turn, rate: float, question_rate: float, vocabulary: int, generator) -> torch.Tensor:
     """ids (documents, tokens) with tokens replaced by random ones, special tokens excepted.
 
-    The share replaced is drawn for each document from [0, rate], for the tokens of open questions from [0, question_rate].
-    turn: as in world.segments, of the same shape.
+    The share replaced is drawn for each document from [0, rate], for the tokens of open questions from [0,
+    question_rate]. turn: as in world.segments, of the same shape.
     """
     everywhere = torch.rand(len(ids), 1, generator=generator) * rate
     noise = torch.randint(len(SPECIAL), vocabulary, ids.shape, generator=generator)
@@ -256,9 +348,11 @@ def corrupt(ids, turn, rate: float, question_rate: float, vocabulary: int, gener
 
 
 def orthogonalise(grad: torch.Tensor, coefficients, steps: int, eps: float) -> torch.Tensor:
-    """Muon's Newton-Schulz iteration (Jordan et al., 2024) on a matrix, in fp32: same shape, singular values near 1.
+    """Muon's Newton-Schulz iteration (Jordan et al., 2024) on a matrix, in fp32: same shape, singular
+    values near 1.
 
-    Stands in for PyTorch's, which always computes in bf16 and takes some seventy times as long on a CPU without bf16 units.
+    Stands in for PyTorch's, which always computes in bf16 and takes some seventy times as long on a CPU
+    without bf16 units.
     """
     a, b, c = coefficients
     wide = grad.shape[0] <= grad.shape[1]
@@ -271,7 +365,8 @@ def orthogonalise(grad: torch.Tensor, coefficients, steps: int, eps: float) -> t
 
 
 def _keep_memory() -> None:
-    """Ask glibc to keep freed memory instead of returning it after each step (about a tenth of the time; Linux only)."""
+    """Ask glibc to keep freed memory instead of returning it after each step (about a tenth of the time;
+    Linux only)."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD

@@ -8,31 +8,60 @@ import platform
 import time
 from pathlib import Path
 
-import accelerate
 import pandas as pd
 import papermill
-import torch
 from tqdm import tqdm
 
 import personas
 from personas import artifacts, claims, evidence, figures, store, study
+from personas import profile as profiles
+from personas.chapters import common
 from personas.pretrained import sets
 from personas.profile import Profile
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
-# What a first run of each notebook should take on two CPU cores on a good day, in seconds, when every earlier one has run: Part I on profile
-# smollm2, Part II on profile tiny (there estimated from a bad day's).
-EXPECTED = {"01": 20, "02": 900, "03": 600, "04": 60, "05": 700, "06": 420, "07": 120, "08": 80, "09": 480, "10": 535, "11": 15, "12": 70}
+# What a first run of each notebook should take on two CPU cores on a good day, in seconds, when every earlier
+# one has run: Part I on profile smollm2, Part II on profile tiny (there estimated from a bad day's).
+EXPECTED = {
+    "01": 20,
+    "02": 900,
+    "03": 600,
+    "04": 60,
+    "05": 700,
+    "06": 420,
+    "07": 120,
+    "08": 80,
+    "09": 480,
+    "10": 535,
+    "11": 15,
+    "12": 70,
+}
 READ_BY_PART_ONE = ("activations", "chapters", "finetune", "generate", "pretrained", "sae", "stats")
-PART_ONE = ("01", "02", "03", "04", "05", "06")  # on a pretrained model; the others are on the world whose truth is known
+PART_ONE = (
+    "01",
+    "02",
+    "03",
+    "04",
+    "05",
+    "06",
+)  # on a pretrained model; the others are on the world whose truth is known
 
 
 class RunError(RuntimeError):
     """A notebook failed; the message names it, the error and where its copy lies."""
 
 
+def checked(source: str, seed: int) -> Profile:
+    """The profile, with all that it names checked before any work. Raises the error of whatever does not
+    serve."""
+    found = profiles.load(source)
+    opened = common.open_run if found.real else artifacts.open_run
+    return opened(source, seed).profile
+
+
 def chosen(start: str | None = None, only: str | None = None, profile: Profile | None = None) -> list[Path]:
-    """The notebooks to run, in order: Part I's with a pretrained model, else Part II's. Raises ValueError for a number that does not serve."""
+    """The notebooks to run, in order: Part I's with a pretrained model, else Part II's. Raises ValueError
+    for a number that does not serve."""
     every = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     first = bool(profile and profile.real)
     books = [b for b in every if (b.name[:2] in PART_ONE) == first]
@@ -41,9 +70,18 @@ def chosen(start: str | None = None, only: str | None = None, profile: Profile |
         if wanted is not None and wanted not in [b.name[:2] for b in every]:
             raise ValueError(f"no notebook {wanted!r}; there are {', '.join(b.name[:2] for b in every)}")
         if wanted is not None and wanted not in numbers:
-            where = "a pretrained model (profile smollm2)" if wanted in PART_ONE else "the world whose truth is known (profile tiny)"
-            raise ValueError(f"notebook {wanted} is about {where}; {f'profile {profile.name}' if profile else 'Part II'} has {', '.join(numbers)}")
-    found = [b for b in books if (only is None or b.name[:2] == only) and (start is None or b.name[:2] >= start)]
+            where = (
+                "a pretrained model (profile smollm2)"
+                if wanted in PART_ONE
+                else "the world whose truth is known (profile tiny)"
+            )
+            raise ValueError(
+                f"notebook {wanted} is about {where}; "
+                f"{f'profile {profile.name}' if profile else 'Part II'} has {', '.join(numbers)}"
+            )
+    found = [
+        b for b in books if (only is None or b.name[:2] == only) and (start is None or b.name[:2] >= start)
+    ]
     if not found:
         raise ValueError(f"nothing to run from notebook {start} with only {only}")
     return found
@@ -54,7 +92,10 @@ def chosen_studies(start: str | None = None, only: str | None = None) -> list[st
     numbers = {b.name[:2] for b in chosen(start, only)}
     found = [s for s in evidence.STUDIES.values() if s.notebook in numbers]
     if not found:
-        raise ValueError(f"notebook {only or start} has no study; there are {', '.join(sorted({s.notebook for s in evidence.STUDIES.values()}))}")
+        raise ValueError(
+            f"notebook {only or start} has no study; there are "
+            f"{', '.join(sorted({s.notebook for s in evidence.STUDIES.values()}))}"
+        )
     return found
 
 
@@ -65,7 +106,11 @@ def plan(profile: Profile, books: list[Path]) -> str:
     total = 0.0
     for book in books:
         number = book.name[:2]
-        seconds, source = (times[number], "last run here") if number in times else (EXPECTED[number], "first run, two cores")
+        seconds, source = (
+            (times[number], "last run here")
+            if number in times
+            else (EXPECTED[number], "first run, two cores")
+        )
         if profile.name not in ("tiny", "smollm2") and number not in times:
             seconds, source = float("nan"), "not run yet"
         total += seconds
@@ -80,9 +125,11 @@ def last_times(profile: str) -> dict:
 
 
 def run(profile: Profile, books: list[Path], source: str, seed: int = 0, save_in_place: bool = False) -> None:
-    """Execute notebooks with the profile that was loaded from `source` (a name or a path); executed copies go to runs/<profile>/notebooks/, or back in place with `save_in_place`.
+    """Execute notebooks with the profile that was loaded from `source` (a name or a path); executed copies
+    go to runs/<profile>/notebooks/, or back in place with `save_in_place`.
 
-    Raises RunError at the first notebook that fails. What was made stays in the store: run again to go on from there.
+    Raises RunError at the first notebook that fails. What was made stays in the store: run again to go on
+    from there.
     """
     store.writable(need_gb=1.0)
     done = store.ROOT / profile.name / "notebooks"
@@ -92,11 +139,19 @@ def run(profile: Profile, books: list[Path], source: str, seed: int = 0, save_in
         start = time.perf_counter()
         out = done / book.name
         try:
-            papermill.execute_notebook(str(book), str(out), parameters={"profile": source, "seed": seed},
-                                       cwd=str(NOTEBOOKS), progress_bar=False, kernel_name="python3",
-                                       extra_arguments=["--IPKernelApp.log_level=40"])  # no warning about TCP
+            papermill.execute_notebook(
+                str(book),
+                str(out),
+                parameters={"profile": source, "seed": seed},
+                cwd=str(NOTEBOOKS),
+                progress_bar=False,
+                kernel_name="python3",
+                extra_arguments=["--IPKernelApp.log_level=40"],
+            )  # no warning about TCP
         except papermill.PapermillExecutionError as error:
-            raise RunError(f"{book.name} failed: {error.ename}: {error.evalue}\nIts copy, up to the error: {out}") from None
+            raise RunError(
+                f"{book.name} failed: {error.ename}: {error.evalue}\nIts copy, up to the error: {out}"
+            ) from None
         if save_in_place:
             book.write_text(out.read_text())
             clean(book)
@@ -109,30 +164,23 @@ def run(profile: Profile, books: list[Path], source: str, seed: int = 0, save_in
 
 
 def keep_claims(profile: str) -> None:
-    """Write what notebooks recorded in this store to figures/data/<profile>/claims.csv, unless that table has notebooks that the store lacks: one
-    notebook's claims do not replace all notebooks'."""
-    rows = [{k: v for k, v in r.items() if k != "target"} | {"op": r["target"]["op"], "target": r["target"]["value"]} for r in claims.read(profile)]
+    """Write what notebooks recorded in this store to figures/data/<profile>/claims.csv, unless that table
+    has notebooks that the store lacks: one notebook's claims do not replace all notebooks'."""
+    rows = [
+        {k: v for k, v in r.items() if k != "target"}
+        | {"op": r["target"]["op"], "target": r["target"]["value"]}
+        for r in claims.read(profile)
+    ]
     kept = figures.ROOT / "data" / profile / "claims.csv"
-    if rows and (not kept.exists() or set(pd.read_csv(kept, dtype=str).notebook) <= {r["notebook"] for r in rows}):
+    if rows and (
+        not kept.exists() or set(pd.read_csv(kept, dtype=str).notebook) <= {r["notebook"] for r in rows}
+    ):
         figures.save_table(pd.DataFrame(rows), "claims", profile)
 
 
-def train(run: artifacts.Run) -> None:
-    """Make all fine-tunes and SAEs of a run, so that its notebooks find them. Started by `accelerate launch` with several processes, these share
-    every batch; each has its own GPU, if the profile wants one."""
-    if run.profile.device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        accelerate.PartialState(cpu=run.profile.device == "cpu")  # joins the processes
-        artifacts.aligned(run)
-    for domain, variant in tqdm(artifacts.fine_tunes(run), desc="fine-tunes"):
-        artifacts.adapter(run, domain, variant)
-    for on in artifacts.dictionaries(run):
-        artifacts.sae_folder(run, on)
-
-
 def clean(path: Path) -> None:
-    """Drop what differs between two runs of the same notebook: timings, counts of execution by papermill, machine paths."""
+    """Drop what differs between two runs of the same notebook: timings, counts of execution by papermill,
+    machine paths."""
     book = json.loads(path.read_text())
     book["metadata"].pop("papermill", None)
     book["cells"] = [c for c in book["cells"] if "injected-parameters" not in c["metadata"].get("tags", [])]
@@ -145,11 +193,18 @@ def clean(path: Path) -> None:
 
 
 def made_by(book: Path, profile: Profile) -> str:
-    """Hash of what determines a notebook's outputs: its code cells, the profile, the library's code (comments and docstrings aside) and its content,
-    the readings among it."""
-    cells = ["".join(c["source"]) for c in json.loads(book.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
-    library = [m for m in sorted(pkgutil.walk_packages(personas.__path__, "personas."), key=lambda m: m.name)
-               if m.name.split(".")[1] in READ_BY_PART_ONE and not m.ispkg]
+    """Hash of what determines a notebook's outputs: its code cells, the profile, the library's code
+    (comments and docstrings aside) and its content, the readings among it."""
+    cells = [
+        "".join(c["source"])
+        for c in json.loads(book.read_text(encoding="utf-8"))["cells"]
+        if c["cell_type"] == "code"
+    ]
+    library = [
+        m
+        for m in sorted(pkgutil.walk_packages(personas.__path__, "personas."), key=lambda m: m.name)
+        if m.name.split(".")[1] in READ_BY_PART_ONE and not m.ispkg
+    ]
     code = store.code_version(*(importlib.import_module(m.name) for m in library))
     content = store.files_version(sets.CONTENT)
     return store.key_of({"cells": cells, "profile": profile.model_dump(), "code": code, "content": content})
@@ -161,10 +216,14 @@ def python() -> str:
 
 
 def sign(book: Path, profile: Profile) -> None:
-    """Write `made_by` into a notebook's metadata, so that a test can tell when its outputs are stale, and the Python that it is true for: another
-    one's syntax trees hash differently."""
+    """Write `made_by` into a notebook's metadata, so that a test can tell when its outputs are stale, and
+    the Python that it is true for: another one's syntax trees hash differently."""
     found = json.loads(book.read_text(encoding="utf-8"))
-    found["metadata"]["personas"] = {"profile": profile.name, "made_by": made_by(book, profile), "python": python()}
+    found["metadata"]["personas"] = {
+        "profile": profile.name,
+        "made_by": made_by(book, profile),
+        "python": python(),
+    }
     book.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,5 @@
-"""A TopK sparse autoencoder (Gao et al., 2024) with AuxK, trained on the residual stream. One file, one idea."""
+"""A TopK sparse autoencoder (Gao et al., 2024) with AuxK, trained on the residual stream. One file, one
+idea."""
 
 import copy
 import dataclasses
@@ -21,10 +22,12 @@ from personas.model import best_dtype, bf16_is_faster
 
 @dataclass
 class SAE:
-    """x ~ f((x - b_dec) W_enc + b_enc) W_dec + b_dec, where f keeps the k largest values above zero. One made elsewhere may have no k:
-    then f is a JumpReLU (Rajamanoharan et al., 2024, arXiv:2407.14435) with `threshold`, or without one a ReLU.
+    """x ~ f((x - b_dec) W_enc + b_enc) W_dec + b_dec, where f keeps the k largest values above zero. One
+    made elsewhere may have no k: then f is a JumpReLU (Rajamanoharan et al., 2024, arXiv:2407.14435) with
+    `threshold`, or without one a ReLU.
 
-    Shapes: W_enc (width, latents), W_dec (latents, width), its rows of norm 1 if trained here, b_enc and threshold (latents,), b_dec (width,).
+    Shapes: W_enc (width, latents), W_dec (latents, width), its rows of norm 1 if trained here, b_enc and
+    threshold (latents,), b_dec (width,).
     """
 
     W_enc: torch.Tensor
@@ -48,60 +51,113 @@ class SAE:
 
     def to(self, device) -> "SAE":
         """The same SAE with its weights on this device."""
-        return dataclasses.replace(self, **{n: t.to(device) for n, t in vars(self).items() if isinstance(t, torch.Tensor)})
+        return dataclasses.replace(
+            self, **{n: t.to(device) for n, t in vars(self).items() if isinstance(t, torch.Tensor)}
+        )
 
     def check(self, model) -> None:
-        """Raise ValueError if this SAE cannot have been made for `model`: another width, or a block that it does not have."""
+        """Raise ValueError if this SAE cannot have been made for `model`: another width, or a block that
+        it does not have."""
         width, blocks = model.config.get_text_config().hidden_size, len(decoder_blocks(model))
         if self.W_dec.shape[1] != width:
-            raise ValueError(f"the SAE has width {self.W_dec.shape[1]}, the model {width}: it belongs to another model")
+            raise ValueError(
+                f"the SAE has width {self.W_dec.shape[1]}, the model {width}: it belongs to another model"
+            )
         if not 0 <= self.layer < blocks:
             raise ValueError(f"the SAE is for block {self.layer}; this model has blocks 0 to {blocks - 1}")
 
     def save(self, folder: Path) -> None:
         """Write in SAELens' layout: cfg.json and sae_weights.safetensors."""
         width, latents = self.W_enc.shape
-        kind = {"architecture": "topk", "k": self.k, "rescale_acts_by_decoder_norm": False} if self.k else {"architecture": "standard" if self.threshold is None else "jumprelu"}
-        weights = {n: getattr(self, n).contiguous() for n in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold") if getattr(self, n) is not None}
+        kind = (
+            {"architecture": "topk", "k": self.k, "rescale_acts_by_decoder_norm": False}
+            if self.k
+            else {"architecture": "standard" if self.threshold is None else "jumprelu"}
+        )
+        weights = {
+            n: getattr(self, n).contiguous()
+            for n in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+            if getattr(self, n) is not None
+        }
         Path(folder).mkdir(parents=True, exist_ok=True)
         save_file(weights, Path(folder) / "sae_weights.safetensors")
-        (Path(folder) / "cfg.json").write_text(json.dumps(kind | {
-            "d_in": width, "d_sae": latents, "dtype": "float32", "device": "cpu", "apply_b_dec_to_input": True, "normalize_activations": "none",
-            "metadata": {"hook_name": f"blocks.{self.layer}.hook_resid_post", "hook_layer": self.layer}}, indent=1))
+        (Path(folder) / "cfg.json").write_text(
+            json.dumps(
+                kind
+                | {
+                    "d_in": width,
+                    "d_sae": latents,
+                    "dtype": "float32",
+                    "device": "cpu",
+                    "apply_b_dec_to_input": True,
+                    "normalize_activations": "none",
+                    "metadata": {
+                        "hook_name": f"blocks.{self.layer}.hook_resid_post",
+                        "hook_layer": self.layer,
+                    },
+                },
+                indent=1,
+            )
+        )
 
     @classmethod
     def load(cls, folder: Path) -> "SAE":
         """Read what `save` wrote. Raises ValueError if the weights do not fit the configuration."""
         cfg = json.loads((Path(folder) / "cfg.json").read_text())
-        plain = {"apply_b_dec_to_input": True, "normalize_activations": "none", "rescale_acts_by_decoder_norm": False}
-        if cfg.get("architecture") not in ("topk", "standard", "jumprelu") or any(cfg.get(n, v) != v for n, v in plain.items()):
-            raise ValueError(f"the SAE in {folder} scales or shifts apart from its weights: open it with the sae-lens package, write SAE.from_sae_lens(...).save(folder), and name that folder")
+        plain = {
+            "apply_b_dec_to_input": True,
+            "normalize_activations": "none",
+            "rescale_acts_by_decoder_norm": False,
+        }
+        if cfg.get("architecture") not in ("topk", "standard", "jumprelu") or any(
+            cfg.get(n, v) != v for n, v in plain.items()
+        ):
+            raise ValueError(
+                f"the SAE in {folder} scales or shifts apart from its weights: open it with the sae-lens "
+                "package, write SAE.from_sae_lens(...).save(folder), and name that folder"
+            )
         w = load_file(Path(folder) / "sae_weights.safetensors")
         if tuple(w["W_enc"].shape) != (cfg["d_in"], cfg["d_sae"]):
-            raise ValueError(f"{folder}: weights of shape {tuple(w['W_enc'].shape)}, cfg.json says {cfg['d_in']}, {cfg['d_sae']}")
-        return cls(**{n: t.float() for n, t in w.items()}, k=cfg.get("k"), layer=_layer((cfg.get("metadata") or cfg).get("hook_name")))
+            raise ValueError(
+                f"{folder}: weights of shape {tuple(w['W_enc'].shape)}, cfg.json says {cfg['d_in']}, "
+                f"{cfg['d_sae']}"
+            )
+        return cls(
+            **{n: t.float() for n, t in w.items()},
+            k=cfg.get("k"),
+            layer=_layer((cfg.get("metadata") or cfg).get("hook_name")),
+        )
 
     @classmethod
     def check_name(cls, folder: str, width: int, layer: int) -> None:
-        """Raise ValueError if `named` could not load this SAE, or if the one in this folder has another width or layer; weights are not read."""
+        """Raise ValueError if `named` could not load this SAE, or if the one in this folder has another
+        width or layer; weights are not read."""
         if ":" in folder:
             if importlib.util.find_spec("sae_lens") is None:
-                raise ValueError(f"{folder} is fetched by the sae-lens package, which is not installed. It needs another TransformerLens than this project: in an environment of its own, "
-                                 "load it there, write SAE.from_sae_lens(...).save(folder), and name that folder")
+                raise ValueError(
+                    f"{folder} is fetched by the sae-lens package, which is not installed. It needs "
+                    "another TransformerLens than this project: in an environment of its own, "
+                    "load it there, write SAE.from_sae_lens(...).save(folder), and name that folder"
+                )
             return
         path = Path(folder) / "cfg.json"
         if not path.is_file():
-            raise ValueError(f"{folder} has no cfg.json: an SAE in SAELens' layout is wanted, or `release:id` for sae-lens")
+            raise ValueError(
+                f"{folder} has no cfg.json: an SAE in SAELens' layout is wanted, or `release:id` for sae-lens"
+            )
         cfg = json.loads(path.read_text())
         if cfg["d_in"] != width:
-            raise ValueError(f"the SAE in {folder} has width {cfg['d_in']}, the model {width}: it belongs to another model")
+            raise ValueError(
+                f"the SAE in {folder} has width {cfg['d_in']}, the model {width}: it belongs to another model"
+            )
         found = _layer((cfg.get("metadata") or cfg).get("hook_name"))
         if found != layer:
             raise ValueError(f"the SAE in {folder} is for block {found}, the profile's sae.layer is {layer}")
 
     @classmethod
     def named(cls, name: str) -> "SAE":
-        """A folder in SAELens' layout, or `release:id` of one that the sae-lens package, if it is installed, fetches. Raises ValueError."""
+        """A folder in SAELens' layout, or `release:id` of one that the sae-lens package, if it is
+        installed, fetches. Raises ValueError."""
         if ":" not in name:
             return cls.load(Path(name))
         import sae_lens
@@ -110,25 +166,50 @@ class SAE:
 
     @classmethod
     def from_sae_lens(cls, theirs) -> "SAE":
-        """An SAE that the `sae-lens` package loaded, in its own format or from Gemma Scope, dictionary_learning and others.
+        """An SAE that the `sae-lens` package loaded, in its own format or from Gemma Scope,
+        dictionary_learning and others.
 
-        Scales and biases that SAELens applies apart are folded into the weights; the result is compared with the original on random
-        input. Raises ValueError for one that reads another place than a block's output, or is of a kind that cannot be written so (gated; inputs normalised one by one).
+        Scales and biases that SAELens applies apart are folded into the weights; the result is compared
+        with the original on random input. Raises ValueError for one that reads another place than a
+        block's output, or is of a kind that cannot be written so (gated; inputs normalised one by one).
         """
         layer = _layer(theirs.cfg.metadata.hook_name)
         w = {n: t.detach().float().cpu() for n, t in theirs.state_dict().items()}
         if not {"W_enc", "W_dec", "b_enc"} <= set(w):
-            raise ValueError(f"an SAE of architecture {theirs.cfg.architecture()!r} has no encoder of the plain kind; topk, standard and jumprelu have")
-        norm = w["W_dec"].norm(dim=-1) if getattr(theirs.cfg, "rescale_acts_by_decoder_norm", False) else torch.ones(len(w["W_dec"]))
+            raise ValueError(
+                f"an SAE of architecture {theirs.cfg.architecture()!r} has no encoder of the plain kind; "
+                "topk, standard and jumprelu have"
+            )
+        norm = (
+            w["W_dec"].norm(dim=-1)
+            if getattr(theirs.cfg, "rescale_acts_by_decoder_norm", False)
+            else torch.ones(len(w["W_dec"]))
+        )
         b_dec = w.get("b_dec", torch.zeros(w["W_dec"].shape[1]))
         b_enc = w["b_enc"] if theirs.cfg.apply_b_dec_to_input else w["b_enc"] + b_dec @ w["W_enc"]
-        ours = cls(w["W_enc"] * norm, w["W_dec"] / norm[:, None], b_enc * norm, b_dec, int(theirs.cfg.k) if hasattr(theirs.cfg, "k") else None, layer, w.get("threshold"))
+        ours = cls(
+            w["W_enc"] * norm,
+            w["W_dec"] / norm[:, None],
+            b_enc * norm,
+            b_dec,
+            int(theirs.cfg.k) if hasattr(theirs.cfg, "k") else None,
+            layer,
+            w.get("threshold"),
+        )
         x = torch.randn(64, len(b_dec), generator=torch.Generator().manual_seed(0))
-        plain = copy.deepcopy(theirs).to(torch.device("cpu"), torch.float32)  # in bf16 other latents would be among the first k
+        plain = copy.deepcopy(theirs).to(
+            torch.device("cpu"), torch.float32
+        )  # in bf16 other latents would be among the first k
         with torch.inference_mode():
             read = plain.decode(plain.encode(x))
-        if theirs.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale") or not torch.allclose(ours.decode(ours.encode(x)), read, atol=1e-2 * read.abs().max().item()):
-            raise ValueError(f"an SAE of architecture {theirs.cfg.architecture()!r} with normalize_activations={theirs.cfg.normalize_activations!r} cannot be written as topk, relu or jumprelu")
+        if theirs.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale") or not torch.allclose(
+            ours.decode(ours.encode(x)), read, atol=1e-2 * read.abs().max().item()
+        ):
+            raise ValueError(
+                f"an SAE of architecture {theirs.cfg.architecture()!r} with "
+                f"normalize_activations={theirs.cfg.normalize_activations!r} cannot be written as "
+                "topk, relu or jumprelu"
+            )
         return ours
 
 
@@ -137,30 +218,56 @@ def _layer(hook_name: str | None) -> int:
     hook = re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|post)", hook_name or "")
     layer = int(hook[1]) - (hook[2] == "pre") if hook else -1
     if layer < 0:
-        raise ValueError(f"this SAE reads {hook_name}; one that reads the output of a block (blocks.<n>.hook_resid_post) is needed")
+        raise ValueError(
+            f"this SAE reads {hook_name}; one that reads the output of a block "
+            "(blocks.<n>.hook_resid_post) is needed"
+        )
     return layer
 
 
 @torch.no_grad()
-def train(x: torch.Tensor | Iterator[torch.Tensor], cfg, layer: int, seed: int, progress: str | None = "SAE", look=None, norm: float | None = None) -> tuple[SAE, list[float]]:
+def train(
+    x: torch.Tensor | Iterator[torch.Tensor],
+    cfg,
+    layer: int,
+    seed: int,
+    progress: str | None = "SAE",
+    look=None,
+    norm: float | None = None,
+) -> tuple[SAE, list[float]]:
     """Fit a TopK SAE to activations; returns it, on the CPU, with its training FVU per step.
 
-    x: all activations (tokens, width), from which batches are drawn, or an endless iterator of batches (activations.stream), on any
-    device; then mean and scale are those of the first of them. cfg: profile.SAE. look(step, now), if given, is called after each step; now() is the SAE as it stands. norm: the mean
-    norm that activations are scaled to while training, if not √width; the smaller, the faster b_enc moves beside the weights. AuxK (Gao et al., 2024, section 2.4): latents that have
-    not fired for a while also learn to explain the residual, which keeps them alive. Decoder rows stay at norm 1. Under `accelerate launch` each
-    process takes its share of a batch (of an iterator: gives its own batches, of cfg.batch divided by the processes), and gradients are averaged.
+    x: all activations (tokens, width), from which batches are drawn, or an endless iterator of batches
+    (activations.stream), on any device; then mean and scale are those of the first of them. cfg:
+    config.SAE. look(step, now), if given, is called after each step; now() is the SAE as it stands. norm:
+    the mean norm that activations are scaled to while training, if not √width; the smaller, the faster
+    b_enc moves beside the weights. AuxK (Gao et al., 2024, section 2.4): latents that have not fired for a
+    while also learn to explain the residual, which keeps them alive. Decoder rows stay at norm 1. Under
+    `accelerate launch` each process takes its share of a batch (of an iterator: gives its own batches, of
+    cfg.batch divided by the processes), and gradients are averaged.
     """
-    rank, processes = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if torch.distributed.is_initialized() else (0, 1)
+    rank, processes = (
+        (torch.distributed.get_rank(), torch.distributed.get_world_size())
+        if torch.distributed.is_initialized()
+        else (0, 1)
+    )
     generator = torch.Generator().manual_seed(seed)
     if isinstance(x, torch.Tensor):
-        seen, feed = x, (x[torch.randint(len(x), (cfg.batch,), generator=generator)[rank::processes]] for _ in itertools.count())
+        seen, feed = (
+            x,
+            (
+                x[torch.randint(len(x), (cfg.batch,), generator=generator)[rank::processes]]
+                for _ in itertools.count()
+            ),
+        )
     else:
         first = list(itertools.islice(x, 16))
         seen, feed = torch.cat(first), itertools.chain(first, x)
     width, device = seen.shape[1], seen.device
     mean = seen.mean(0)
-    scale = (norm or math.sqrt(width)) / (seen - mean).norm(dim=-1).mean()  # train at unit scale, undo at the end
+    scale = (norm or math.sqrt(width)) / (seen - mean).norm(
+        dim=-1
+    ).mean()  # train at unit scale, undo at the end
     variance = ((seen - mean) * scale).square().sum(-1).mean()
     for first_seen in (mean, scale, variance) if processes > 1 else ():
         torch.distributed.broadcast(first_seen, 0)
@@ -175,14 +282,23 @@ def train(x: torch.Tensor | Iterator[torch.Tensor], cfg, layer: int, seed: int, 
     log = []
 
     def now():
-        return SAE(*(t.cpu().clone() for t in (W_enc.T.contiguous(), W_dec, b_enc / scale, b_dec / scale + mean)), k=cfg.k, layer=layer)
+        return SAE(
+            *(t.cpu().clone() for t in (W_enc.T.contiguous(), W_dec, b_enc / scale, b_dec / scale + mean)),
+            k=cfg.k,
+            layer=layer,
+        )
 
     for step in tqdm(range(cfg.steps), desc=progress, disable=progress is None, mininterval=2):
         left = (cfg.steps - step) / (0.2 * cfg.steps)
-        optimizer.param_groups[0]["lr"] = cfg.lr * min(1.0, left, (step + 1) / max(1, min(50, cfg.steps // 16)))
+        optimizer.param_groups[0]["lr"] = cfg.lr * min(
+            1.0, left, (step + 1) / max(1, min(50, cfg.steps // 16))
+        )
         batch = next(feed, None)
         if batch is None:
-            raise ValueError(f"the stream of activations ended after {step} of {cfg.steps} steps: give one that goes round, or fewer steps")
+            raise ValueError(
+                f"the stream of activations ended after {step} of {cfg.steps} steps: give one that goes "
+                "round, or fewer steps"
+            )
         batch = (batch.float() - mean) * scale
         shifted = batch - b_dec
         pre = torch.addmm(b_enc.to(half), shifted.to(half), W_enc.to(half).T)
@@ -191,9 +307,13 @@ def train(x: torch.Tensor | Iterator[torch.Tensor], cfg, layer: int, seed: int, 
         with torch.enable_grad():
             decoded = _weighted(W_dec, index, values.requires_grad_())
         error = batch - b_dec - decoded.detach()
-        per_token = -2 / (len(batch) * variance)  # of the loss: the squared error's mean over tokens, in units of the variance
-        by_value, = torch.autograd.grad(decoded, values, error * per_token)
-        grads = _gradients(shifted, index, values.detach(), by_value * (values > 0), error * per_token, cfg.latents)
+        per_token = -2 / (
+            len(batch) * variance
+        )  # of the loss: the squared error's mean over tokens, in units of the variance
+        (by_value,) = torch.autograd.grad(decoded, values, error * per_token)
+        grads = _gradients(
+            shifted, index, values.detach(), by_value * (values > 0), error * per_token, cfg.latents
+        )
         grads += [(error * per_token).sum(0) - grads[2] @ W_enc]
         fired = torch.zeros_like(idle).index_put_((index[values > 0],), torch.ones((), device=device))
         shown = _mean_of_all([fired, error.square().sum() / (len(batch) * variance)], processes)[1]
@@ -205,8 +325,13 @@ def train(x: torch.Tensor | Iterator[torch.Tensor], cfg, layer: int, seed: int, 
             if len(dead) > cfg.aux_k:
                 largest, where = aux.topk(cfg.aux_k, dim=-1, sorted=False)
                 aux = torch.zeros_like(aux).scatter(1, where, largest)
-            small = torch.float32 if half == torch.float16 else half  # a token's part of the loss is below fp16's smallest number
-            aux, some = aux.relu().to(small), W_dec[dead].to(small)  # many of few latents are active: whole products cost less than sums over them
+            small = (
+                torch.float32 if half == torch.float16 else half
+            )  # a token's part of the loss is below fp16's smallest number
+            aux, some = (
+                aux.relu().to(small),
+                W_dec[dead].to(small),
+            )  # many of few latents are active: whole products cost less than sums over them
             missed = (error - aux @ some).to(small) * (per_token / 32)
             back = (missed @ some.T) * (aux > 0)
             for grad, more in zip(grads, (back.T @ shifted.to(small), aux.T @ missed, back.sum(0))):
@@ -214,7 +339,9 @@ def train(x: torch.Tensor | Iterator[torch.Tensor], cfg, layer: int, seed: int, 
             grads[3] -= back.sum(0).float() @ W_enc[dead]
         for parameter, grad in zip(parameters, _mean_of_all(grads, processes)):
             parameter.grad = grad
-        W_dec.grad -= (W_dec.grad * W_dec).sum(-1, keepdim=True) * W_dec  # keep decoder rows on the unit sphere
+        W_dec.grad -= (W_dec.grad * W_dec).sum(
+            -1, keepdim=True
+        ) * W_dec  # keep decoder rows on the unit sphere
         optimizer.step()
         W_dec /= W_dec.norm(dim=-1, keepdim=True)
         if look:
@@ -225,33 +352,53 @@ def train(x: torch.Tensor | Iterator[torch.Tensor], cfg, layer: int, seed: int, 
 @torch.enable_grad()  # the timing of bf16 trains a little
 def _half(device: torch.device) -> torch.dtype:
     """What pre-activations are computed in: which latents are the largest hardly depends on it."""
-    return best_dtype("cuda") if device.type == "cuda" else torch.bfloat16 if bf16_is_faster() else torch.float32
+    return (
+        best_dtype("cuda") if device.type == "cuda" else torch.bfloat16 if bf16_is_faster() else torch.float32
+    )
 
 
 def _top(pre: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """As pre.topk(k), in no order. The k largest lie in the k groups of columns with the largest maxima; on a CPU two short searches beat a long one."""
+    """As pre.topk(k), in no order. The k largest lie in the k groups of columns with the largest maxima;
+    on a CPU two short searches beat a long one."""
     groups = 2 ** round(math.log2(k * pre.shape[1]) / 2)  # both searches as short as can be
     width = pre.shape[1] // groups
     if pre.is_cuda or k > groups or pre.shape[1] % groups:
         return pre.topk(k, dim=-1, sorted=False)
-    best = pre.view(-1, width, groups).amax(1).topk(k, dim=-1, sorted=False).indices  # group g: columns g, g + groups, ...
+    best = (
+        pre.view(-1, width, groups).amax(1).topk(k, dim=-1, sorted=False).indices
+    )  # group g: columns g, g + groups, ...
     columns = (best[:, :, None] + torch.arange(0, pre.shape[1], groups)).flatten(1)
     values, which = pre.gather(1, columns).topk(k, dim=-1, sorted=False)
     return values, columns.gather(1, which)
 
 
-def _weighted(rows: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, starts: torch.Tensor | None = None) -> torch.Tensor:
-    """Sums of weights times rows[index], over the columns of index (tokens, k); or over parts of a long index that begin at `starts`."""
+def _weighted(
+    rows: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, starts: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Sums of weights times rows[index], over the columns of index (tokens, k); or over parts of a long
+    index that begin at `starts`."""
     return torch.nn.functional.embedding_bag(index, rows, starts, per_sample_weights=weights, mode="sum")
 
 
-def _gradients(x: torch.Tensor, index: torch.Tensor, values: torch.Tensor, by_value: torch.Tensor, grad: torch.Tensor, latents: int) -> list[torch.Tensor]:
-    """Gradients of W_enc (latents, width), W_dec and b_enc from those of the active latents' values, by_value, and of the reconstruction, grad
-    (tokens, width): sums over the active latents alone, index and values (tokens, k). x (tokens, width): what is encoded. A hundredth of the work of going through all of them."""
+def _gradients(
+    x: torch.Tensor,
+    index: torch.Tensor,
+    values: torch.Tensor,
+    by_value: torch.Tensor,
+    grad: torch.Tensor,
+    latents: int,
+) -> list[torch.Tensor]:
+    """Gradients of W_enc (latents, width), W_dec and b_enc from those of the active latents' values,
+    by_value, and of the reconstruction, grad (tokens, width): sums over the active latents alone, index
+    and values (tokens, k). x (tokens, width): what is encoded. A hundredth of the work of going through
+    all of them."""
     order = index.flatten().argsort()  # active latents, latent by latent
     count = torch.bincount(index.flatten(), minlength=latents)
     token, starts = order // index.shape[1], count.cumsum(0) - count
-    enc, dec = (_weighted(rows, token, weights.flatten()[order], starts) for rows, weights in ((x, by_value), (grad, values)))
+    enc, dec = (
+        _weighted(rows, token, weights.flatten()[order], starts)
+        for rows, weights in ((x, by_value), (grad, values))
+    )
     return [enc, dec, torch.zeros_like(enc[:, 0]).index_add_(0, index.flatten(), by_value.flatten())]
 
 
@@ -265,7 +412,8 @@ def _mean_of_all(tensors: list[torch.Tensor], processes: int) -> list[torch.Tens
 
 @torch.inference_mode()
 def quality(sae: SAE, x: torch.Tensor) -> dict:
-    """On held-out activations x: FVU (fraction of variance unexplained), L0, share of latents that never fire (percent)."""
+    """On held-out activations x: FVU (fraction of variance unexplained), L0, share of latents that never
+    fire (percent)."""
     residual, l0, fired = 0.0, 0.0, torch.zeros(sae.W_enc.shape[1], dtype=torch.bool)
     for part in x.split(8192):
         part = part.to(sae.W_enc)
@@ -273,24 +421,37 @@ def quality(sae: SAE, x: torch.Tensor) -> dict:
         residual += (part - sae.decode(acts)).square().sum().item()
         l0 += (acts > 0).sum().item()
         fired |= (acts > 0).any(0).cpu()
-    return {"FVU": residual / (x - x.mean(0)).square().sum().item(), "L0": l0 / len(x),
-            "dead": 100 * (~fired).float().mean().item()}
+    return {
+        "FVU": residual / (x - x.mean(0)).square().sum().item(),
+        "L0": l0 / len(x),
+        "dead": 100 * (~fired).float().mean().item(),
+    }
 
 
 @torch.inference_mode()
 def loss_recovered(model, sae: SAE, rows: list[list[int]], batch: int = 32) -> dict:
-    """Cross-entropy (nats per token) of the model as it is, with the reconstruction spliced in, and with the layer's
-    mean activation in place of it; 'recovered' is the percent of the gap between the last two that the SAE closes."""
+    """Cross-entropy (nats per token) of the model as it is, with the reconstruction spliced in, and with
+    the layer's mean activation in place of it; 'recovered' is the percent of the gap between the last two
+    that the SAE closes."""
     mode = {"now": "clean", "sum": 0.0, "count": 0}
 
     def splice(module, args, output):
         x = output[0] if isinstance(output, tuple) else output
         if mode["now"] == "clean":
-            mode["sum"], mode["count"] = mode["sum"] + x[:, 1:][mode["real"][:, 1:]].float().sum(0), mode["count"] + mode["real"][:, 1:].sum()
+            mode["sum"], mode["count"] = (
+                mode["sum"] + x[:, 1:][mode["real"][:, 1:]].float().sum(0),
+                mode["count"] + mode["real"][:, 1:].sum(),
+            )
             return None
         flat = x.reshape(-1, x.shape[-1])
-        new = sae.decode(sae.encode(flat.to(sae.W_enc))).to(x) if mode["now"] == "spliced" else (mode["sum"] / mode["count"]).to(x).expand_as(flat)
-        new = torch.cat([x[:, :1], new.reshape(x.shape)[:, 1:]], 1)  # the first token stays: SAEs are not trained on it
+        new = (
+            sae.decode(sae.encode(flat.to(sae.W_enc))).to(x)
+            if mode["now"] == "spliced"
+            else (mode["sum"] / mode["count"]).to(x).expand_as(flat)
+        )
+        new = torch.cat(
+            [x[:, :1], new.reshape(x.shape)[:, 1:]], 1
+        )  # the first token stays: SAEs are not trained on it
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     handle = decoder_blocks(model)[sae.layer].register_forward_hook(splice)
@@ -299,13 +460,18 @@ def loss_recovered(model, sae: SAE, rows: list[list[int]], batch: int = 32) -> d
         for mode["now"] in ("clean", "spliced", "mean-ablated"):
             total, count = 0.0, 0
             for start in range(0, len(rows), batch):
-                some = rows[start:start + batch]
+                some = rows[start : start + batch]
                 width = max(map(len, some))
                 ids = torch.tensor([r + [0] * (width - len(r)) for r in some], device=model.device)
-                mode["real"] = torch.arange(width, device=model.device) < torch.tensor([len(r) for r in some], device=model.device)[:, None]
+                mode["real"] = (
+                    torch.arange(width, device=model.device)
+                    < torch.tensor([len(r) for r in some], device=model.device)[:, None]
+                )
                 target = ids.masked_fill(~mode["real"], -100)[:, 1:]
                 logits = model(input_ids=ids).logits[:, :-1].float()
-                total += torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum").item()
+                total += torch.nn.functional.cross_entropy(
+                    logits.flatten(0, 1), target.flatten(), reduction="sum"
+                ).item()
                 count += (target != -100).sum().item()
             loss[mode["now"]] = total / count
     finally:

@@ -1,8 +1,9 @@
 """Where notebooks keep what they make: artifacts keyed by everything that determines them.
 
-An artifact is a folder `runs/<profile>/<stage>/<name>-<key>/`. It is written under a temporary name and renamed when it
-is complete, so a killed run leaves no half artifact behind; its `manifest.json` holds the full key and the SHA-256 of
-each file, which are checked on every read (once a process, unless a file's time or size changes).
+An artifact is a folder `runs/<profile>/<stage>/<name>-<key>/`. It is written under a temporary name and
+renamed when it is complete, so a killed run leaves no half artifact behind; its `manifest.json` holds the
+full key and the SHA-256 of each file, which are checked on every read (once a process, unless a file's
+time or size changes).
 """
 
 import ast
@@ -23,14 +24,25 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def place(variable: str, default: str) -> Path:
-    """The folder that an environment variable names, else this one of the project. `~` is the home folder; a relative path starts
-    at the project, so that the command and its notebooks, which run in another folder, agree."""
+    """The folder that an environment variable names, else this one of the project. `~` is the home folder;
+    a relative path starts at the project, so that the command and its notebooks, which run in another
+    folder, agree."""
     return PROJECT / Path(os.environ.get(variable, "").strip() or default).expanduser()
 
 
 ROOT = place("PERSONAS_RUNS", "runs")
 
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EIO}
+NO_ROOM = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENOENT,
+    errno.EIO,
+}
 
 
 class StoreError(RuntimeError):
@@ -59,7 +71,8 @@ def there(call) -> bool:
 
 @functools.cache
 def code_version(*parts) -> str:
-    """Hash (12 hex digits) of the code of modules or functions. Comments and docstrings do not count; any change to what runs does."""
+    """Hash (12 hex digits) of the code of modules or functions. Comments and docstrings do not count; any
+    change to what runs does."""
     digest = hashlib.sha256()
     for part in parts:
         tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
@@ -74,13 +87,15 @@ TEXT = {".csv", ".json", ".jsonl", ".md", ".txt", ".yaml"}
 
 
 def files_version(folder: Path) -> str:
-    """Hash of all files below a folder (for content that is data, not code). What a desktop or an editor leaves there, whose
-    name begins with a dot, does not count; nor does how lines of text end."""
+    """Hash of all files below a folder (for content that is data, not code). What a desktop or an editor
+    leaves there, whose name begins with a dot, does not count; nor does how lines of text end."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         if not any(part.startswith(".") for part in path.relative_to(folder).parts):
             data = path.read_bytes()
-            digest.update(path.name.encode() + (data.replace(b"\r\n", b"\n") if path.suffix in TEXT else data))
+            digest.update(
+                path.name.encode() + (data.replace(b"\r\n", b"\n") if path.suffix in TEXT else data)
+            )
     return digest.hexdigest()[:12]
 
 
@@ -92,8 +107,9 @@ def key_of(key: dict) -> str:
 def artifact(profile: str, stage: str, name: str, key: dict, make) -> Path:
     """The folder of this artifact, made by `make(folder)` unless an intact one with the same key exists.
 
-    What lies there truncated, altered, from another configuration or in a folder's place is put aside and rebuilt, with a line that says so.
-    Where two processes make the same artifact, the first to end keeps it. Raises StoreError if the store cannot be written.
+    What lies there truncated, altered, from another configuration or in a folder's place is put aside and
+    rebuilt, with a line that says so. Where two processes make the same artifact, the first to end keeps
+    it. Raises StoreError if the store cannot be written.
     """
     digest = key_of(key)
     final = ROOT / profile / stage / f"{name}-{digest}"
@@ -103,7 +119,9 @@ def artifact(profile: str, stage: str, name: str, key: dict, make) -> Path:
             return final
         if _looking:
             raise Missing(final.name)
-        aside = final.with_name(f"{final.name}.damaged.{time.time_ns()}")  # graded answers may lie in it, that were paid for
+        aside = final.with_name(
+            f"{final.name}.damaged.{time.time_ns()}"
+        )  # graded answers may lie in it, that were paid for
         final.rename(aside)
         print(f"store: {stage}/{name}: {fault}; rebuilding (the old one is kept as {aside.name})")
     if _looking:
@@ -116,7 +134,12 @@ def artifact(profile: str, stage: str, name: str, key: dict, make) -> Path:
         scratch.mkdir(parents=True)
         make(scratch)
         files = {str(p.relative_to(scratch)): _sha(p) for p in sorted(scratch.rglob("*")) if p.is_file()}
-        manifest = {"key": key, "digest": digest, "files": files, "seconds": round(time.perf_counter() - start, 1)}
+        manifest = {
+            "key": key,
+            "digest": digest,
+            "files": files,
+            "seconds": round(time.perf_counter() - start, 1),
+        }
         (scratch / "manifest.json").write_text(json.dumps(manifest, indent=1, default=str))
         if _one_of_many():
             _wait_for(final)
@@ -125,8 +148,10 @@ def artifact(profile: str, stage: str, name: str, key: dict, make) -> Path:
     except OSError as error:
         if error.errno not in NO_ROOM:  # of the network, say
             raise
-        raise StoreError(f"cannot write {final}: {error.strerror or error}. Free some space or set PERSONAS_RUNS to a "
-                         "folder that you may write to.") from error
+        raise StoreError(
+            f"cannot write {final}: {error.strerror or error}. Free some space or set PERSONAS_RUNS to a "
+            "folder that you may write to."
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return final
@@ -142,19 +167,24 @@ def _keep(scratch: Path, final: Path) -> None:
 
 
 def _one_of_many() -> bool:
-    """Whether this process makes artifacts together with others (`accelerate launch`), and is not the first of them."""
+    """Whether this process makes artifacts together with others (`accelerate launch`), and is not the
+    first of them."""
     distributed = sys.modules.get("torch.distributed")
-    return bool(distributed and distributed.is_available() and distributed.is_initialized() and distributed.get_rank())
+    return bool(
+        distributed and distributed.is_available() and distributed.is_initialized() and distributed.get_rank()
+    )
 
 
 def _wait_for(final: Path) -> None:
-    """Under `accelerate launch` every process makes the artifact together with the others, and the first one keeps it."""
+    """Under `accelerate launch` every process makes the artifact together with the others, and the first
+    one keeps it."""
     while not final.exists():
         time.sleep(0.1)
 
 
 def _clear_abandoned(final: Path) -> None:
-    """Remove what killed runs left of this artifact (scratch folders of processes of this machine that no longer live)."""
+    """Remove what killed runs left of this artifact (scratch folders of processes of this machine that no
+    longer live)."""
     for old in final.parent.glob(f".{final.name}.{socket.gethostname()}.*"):
         pid = old.name.rsplit(".", 1)[-1]
         if not (pid.isdigit() and _lives(int(pid))):
@@ -236,8 +266,12 @@ def writable(need_gb: float = 0.5) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise StoreError(f"cannot write to the store {ROOT}: {error.strerror}. Set PERSONAS_RUNS to a folder that you "
-                         "may write to.") from error
+        raise StoreError(
+            f"cannot write to the store {ROOT}: {error.strerror}. Set PERSONAS_RUNS to a folder that you "
+            "may write to."
+        ) from error
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < need_gb:
-        raise StoreError(f"only {free:.1f} GB free in {ROOT}, {need_gb} GB needed. Free some space or set PERSONAS_RUNS.")
+        raise StoreError(
+            f"only {free:.1f} GB free in {ROOT}, {need_gb} GB needed. Free some space or set PERSONAS_RUNS."
+        )

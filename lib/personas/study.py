@@ -1,7 +1,8 @@
-"""Studies: tables whose rows are independent runs (cells), computed side by side on the cores, each kept in the store.
+"""Studies: tables whose rows are independent runs (cells), computed side by side on the cores, each kept
+in the store.
 
-A killed study goes on where it stopped. Which studies there are, and what a cell measures, is in evidence.py; the tables of
-profile `tiny-full` are committed under figures/data/tiny-full/.
+A killed study goes on where it stopped. Which studies there are, and what a cell measures, is in
+evidence.py; the tables of profile `tiny-full` are committed under figures/data/tiny-full/.
 """
 
 import dataclasses
@@ -12,11 +13,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from personas import artifacts, figures, profile as profiles, store, sweep, world
+from personas import artifacts, config, figures, parallel, store, world
+from personas import profile as profiles
 from personas.profile import Profile
 
 FULL = "tiny-full"
-STEP = 0.3  # seconds of a step of pretraining on two cores with nothing beside it: all times below are for a machine as fast
+# seconds of a step of pretraining on two cores with nothing beside it: all times below are for a machine as
+# fast
+STEP = 0.3
 
 
 class StudyError(RuntimeError):
@@ -25,13 +29,14 @@ class StudyError(RuntimeError):
 
 @dataclass(frozen=True)
 class Study:
-    """One table. cells: the settings of its rows, of which `pretraining_seed`, `seed` and `world` (if given: one of
-    world.WORLDS) choose the models.
+    """One table. cells: the settings of its rows, of which `pretraining_seed`, `seed` and `world` (if
+    given: one of world.WORLDS) choose the models.
 
-    measure(run, ruler, **other settings) gives a cell's row or rows; `ruler` is the run whose SAE and latent do the reading:
-    the same base model with fine-tuning seed 0. code: the modules and functions that a cell's value depends on.
-    prepare(ruler): what many cells need, made before they start. seconds: of one cell on one core, in a worker that has had one
-    before. sections: of the profile, which its cells depend on beside those that all do (numbers).
+    measure(run, ruler, **other settings) gives a cell's row or rows; `ruler` is the run whose SAE and
+    latent do the reading: the same base model with fine-tuning seed 0. code: the modules and functions
+    that a cell's value depends on. prepare(ruler): what many cells need, made before they start. seconds:
+    of one cell on one core, in a worker that has had one before. sections: of the profile, which its cells
+    depend on beside those that all do (numbers).
     """
 
     name: str
@@ -44,13 +49,18 @@ class Study:
 
     @property
     def notebook(self) -> str:
-        """Number of the notebook that shows it; the table's own begins with the chapter of Part I that it belongs to."""
-        return {"09": "12", "10": "11"}.get(self.name[:2], self.name[:2] if self.name[:2] in ("07", "08") else "10")
+        """Number of the notebook that shows it; the table's own begins with the chapter of Part I that it
+        belongs to."""
+        return {"09": "12", "10": "11"}.get(
+            self.name[:2], self.name[:2] if self.name[:2] in ("07", "08") else "10"
+        )
 
 
 def runs_of(profile: Profile, cell: dict) -> tuple[artifacts.Run, artifacts.Run]:
     """(run, ruler) of a cell."""
-    drawn = profiles.World(**world.WORLDS[cell["world"]]) if cell.get("world", "own") != "own" else profile.world
+    drawn = (
+        config.World(**world.WORLDS[cell["world"]]) if cell.get("world", "own") != "own" else profile.world
+    )
     mine = profile.model_copy(update={"pretraining_seed": cell["pretraining_seed"], "world": drawn})
     return artifacts.Run(mine, cell["seed"]), artifacts.Run(mine, 0)
 
@@ -58,15 +68,28 @@ def runs_of(profile: Profile, cell: dict) -> tuple[artifacts.Run, artifacts.Run]
 def numbers(study: Study, profile: Profile) -> dict:
     """What of the profile a cell depends on beside the aligned model."""
     course = profile.study.model_dump(include={"course", "course_looks"})
-    return profile.model_dump(include={"domains", "narrow", "realignment", "sae", "evaluation", "steering", *study.sections}) | course
+    return (
+        profile.model_dump(
+            include={"domains", "narrow", "realignment", "sae", "evaluation", "steering", *study.sections}
+        )
+        | course
+    )
 
 
 def configuration(study: Study, profile: Profile) -> str:
-    """Hash (16 hex digits) of the profile's numbers, the world's sentences and the study's cells: it stands in every row of a table."""
+    """Hash (16 hex digits) of the profile's numbers, the world's sentences and the study's cells: it
+    stands in every row of a table."""
     models = profile.model_dump(include={"world_seed", "model", "alignment"})
     cells = [c | {"drawn": world.WORLDS[c["world"]]} if "world" in c else c for c in study.cells(profile)]
-    return store.key_of({"study": study.name, "cells": cells, "profile": numbers(study, profile) | models,
-                         "content": artifacts.CONTENT, "prior": world.PRIOR})
+    return store.key_of(
+        {
+            "study": study.name,
+            "cells": cells,
+            "profile": numbers(study, profile) | models,
+            "content": artifacts.CONTENT,
+            "prior": world.PRIOR,
+        }
+    )
 
 
 def cell_rows(study: Study, profile: Profile, cell: dict) -> list[dict]:
@@ -81,15 +104,26 @@ def cell_rows(study: Study, profile: Profile, cell: dict) -> list[dict]:
             raise ValueError(f"a setting and a measurement are both called {clash.pop()!r}")
         (out / "rows.json").write_text(json.dumps(found))
 
-    folder = run.make(f"study-{study.name}", "-".join(str(v) for v in settings.values()), {
-        "cell": cell, "numbers": numbers(study, profile), "aligned": artifacts.aligned(run).name, "measure": store.code_version(*study.code)}, (), make)
+    folder = run.make(
+        f"study-{study.name}",
+        "-".join(str(v) for v in settings.values()),
+        {
+            "cell": cell,
+            "numbers": numbers(study, profile),
+            "aligned": artifacts.aligned(run).name,
+            "measure": store.code_version(*study.code),
+        },
+        (),
+        make,
+    )
     return [cell | r for r in json.loads((folder / "rows.json").read_text())]
 
 
 def compute(study: Study, profile: Profile, workers: int | None = None) -> pd.DataFrame:
-    """The study's table under this profile; cells that the store lacks are computed side by side, one core each.
+    """The study's table under this profile; cells that the store lacks are computed side by side, one core
+    each.
 
-    Raises sweep.SweepError naming the cell that failed; the others stay in the store.
+    Raises parallel.WorkError naming the cell that failed; the others stay in the store.
     """
     cells = study.cells(profile)
     rulers = list(dict.fromkeys(runs_of(profile, c)[1] for c in cells))
@@ -97,13 +131,13 @@ def compute(study: Study, profile: Profile, workers: int | None = None) -> pd.Da
         study.prepare(rulers[0])
     else:
         jobs = {f"base model {i}": (_prepare_by_name, study.name, r) for i, r in enumerate(rulers, 1)}
-        list(sweep.side_by_side(jobs, profile, f"study {study.name}, base models", workers))
+        list(parallel.side_by_side(jobs, profile, f"study {study.name}, base models", workers))
     rows = [_kept(study, profile, c) for c in cells]
     missing = [i for i, r in enumerate(rows) if r is None]
     if missing:
         jobs = {f"cell {cells[i]}": (_cell_by_name, study.name, profile, cells[i]) for i in missing}
         where = dict(zip(jobs, missing))
-        for name, found in sweep.side_by_side(jobs, profile, f"study {study.name}", workers, len(cells)):
+        for name, found in parallel.side_by_side(jobs, profile, f"study {study.name}", workers, len(cells)):
             rows[where[name]] = found
     return pd.DataFrame([r for cell in rows for r in cell]).assign(config=configuration(study, profile))
 
@@ -114,6 +148,7 @@ class _Missing(Exception):
 
 def _kept(study: Study, profile: Profile, cell: dict) -> list[dict] | None:
     """The cell's rows if the store has them."""
+
     def missing(*_, **__):
         raise _Missing
 
@@ -136,16 +171,26 @@ def _prepare_by_name(name: str, ruler: artifacts.Run) -> None:
 
 
 def plan(studies: list[Study], profile: Profile) -> str:
-    """Cells and seconds of each study, and of all on this machine's cores, without and with base models and their SAEs."""
+    """Cells and seconds of each study, and of all on this machine's cores, without and with base models
+    and their SAEs."""
     cores, lines, total = os.cpu_count() or 1, [], 0.0
     for s in studies:
         n = len(s.cells(profile))
         total += n * s.seconds / cores
-        lines.append(f"  {s.name:16s} {n:5d} cells x {s.seconds:3.0f} s = {n * s.seconds / 60:5.0f} min on one core")
+        lines.append(
+            f"  {s.name:16s} {n:5d} cells x {s.seconds:3.0f} s = {n * s.seconds / 60:5.0f} min on one core"
+        )
     models = len({runs_of(profile, c)[1] for s in studies for c in s.cells(profile)})
-    return "\n".join([f"profile {profile.name}: {len(studies)} studies, {models} base models, tables in figures/data/{profile.name}", *lines,
-                      f"  together about {total / 60:.0f} min on {cores} cores, {total / 60 + 14 * models / cores:.0f} with the base models if none is in the store",
-                      f"  (when a step of pretraining takes {STEP} s; a busy machine took twice that)"])
+    return "\n".join(
+        [
+            f"profile {profile.name}: {len(studies)} studies, {models} base models, tables in "
+            f"figures/data/{profile.name}",
+            *lines,
+            f"  together about {total / 60:.0f} min on {cores} cores, "
+            f"{total / 60 + 14 * models / cores:.0f} with the base models if none is in the store",
+            f"  (when a step of pretraining takes {STEP} s; a busy machine took twice that)",
+        ]
+    )
 
 
 def write(studies: list[Study], profile: Profile) -> None:
@@ -155,7 +200,8 @@ def write(studies: list[Study], profile: Profile) -> None:
 
 
 def committed(study: Study) -> pd.DataFrame:
-    """The study's table as committed for profile tiny-full. Raises StudyError if there is none, or none of today's configuration."""
+    """The study's table as committed for profile tiny-full. Raises StudyError if there is none, or none of
+    today's configuration."""
     path = figures.ROOT / "data" / FULL / f"{study.name}.csv"
     again = f"make it with: python -m personas run --profile {FULL} --only {study.notebook}"
     if not path.exists():

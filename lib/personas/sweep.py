@@ -1,68 +1,34 @@
-"""Independent runs side by side, on this machine's cores or on a Ray cluster (profile key `cluster`); and the sweep over domains, variants and seeds."""
+"""Every fine-tune of a profile: their scores over several seeds, or the training alone under `accelerate
+launch`."""
 
-import concurrent.futures
-import contextlib
-import importlib.util
 import itertools
-import multiprocessing
 import os
-import socket
-import threading
-import warnings
 
+import accelerate
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from personas import artifacts, evaluate, figures, store
+from personas import artifacts, evaluate, figures, parallel, stats
+from personas.pretrained import grading, made, readings
 from personas.profile import Profile, need_gpu
 
 
-class SweepError(RuntimeError):
-    """A run failed, or the cluster cannot be used; the message says which and what to do. What is done stays in the store."""
-
-
-@contextlib.contextmanager
-def workers(profile: Profile, most: int):
-    """Something with `submit(f, *args) -> Future` that runs at most `most` at once: on the cluster that the profile names, one GPU each if it
-    wants one (keys are not sent there: set them where its machines were started); else on this machine, one core each, or one after the other on its GPU."""
-    if profile.cluster:
-        yield from _ray(profile, most)
-    else:
-        here = 1 if profile.device == "cuda" else min(most, os.cpu_count() or 1)
-        with concurrent.futures.ProcessPoolExecutor(here, multiprocessing.get_context("spawn"), _start, (profile.device == "cpu",)) as pool:
-            yield pool
-
-
-def side_by_side(jobs: dict, profile: Profile, what: str, most: int | None = None, total: int | None = None):
-    """Yield (name, result) of each job as it is done. jobs: name -> (function, *arguments), which must pickle. total: for the progress bar, of
-    which those not among the jobs are done. Raises SweepError naming the job that failed; store.StoreError as it is."""
-    bar = tqdm(total=total or len(jobs), initial=(total or len(jobs)) - len(jobs), desc=what, unit="cell", mininterval=5)
-    with bar, workers(profile, min(most or len(jobs), len(jobs))) as pool:
-        waiting = {pool.submit(*job): name for name, job in jobs.items()}
-        try:
-            for done in concurrent.futures.as_completed(waiting):
-                yield waiting[done], done.result()
-                bar.update()
-        except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(error, (KeyboardInterrupt, GeneratorExit, store.StoreError)):
-                raise
-            cause = getattr(error, "cause", None) or error  # Ray wraps it
-            raise SweepError(f"{what}, {waiting[done]}: {type(cause).__name__}: {cause}") from error
-
-
 def fine_tunes(profile: Profile, seeds: list[int]) -> pd.DataFrame:
-    """Every fine-tune of the profile with every seed: its misalignment score on the evaluation questions, with the 95 % interval. A row per
-    fine-tune, also written to figures/data/<profile>/sweep.csv."""
-    first = artifacts.Run(profile, seeds[0])
+    """Every fine-tune of the profile with every seed: its misalignment score on the evaluation questions,
+    with the 95 % interval. A row per fine-tune, also written to figures/data/<profile>/sweep.csv."""
     if not profile.cluster:
         need_gpu(profile)
     if profile.real:
-        artifacts.check_real(first)
-    artifacts.aligned(first)  # once, before the workers need it
-    jobs = {f"{d} {v}, seed {s}": (_score, profile, s, d, v) for s, (d, v) in itertools.product(seeds, artifacts.fine_tunes(first))}
-    rows = dict(side_by_side(jobs, profile, "fine-tunes"))
+        first = made.Run(profile, seeds[0])
+        made.checkpoint(first)  # once, before the workers need it
+        named = made.fine_tunes(first)
+    else:
+        artifacts.aligned(artifacts.Run(profile, seeds[0]))
+        named = artifacts.fine_tunes(artifacts.Run(profile, seeds[0]))
+    score = _score_pretrained if profile.real else _score
+    jobs = {f"{d} {v}, seed {s}": (score, profile, s, d, v) for s, (d, v) in itertools.product(seeds, named)}
+    rows = dict(parallel.side_by_side(jobs, profile, "fine-tunes"))
     table = pd.DataFrame([rows[name] for name in jobs])
     figures.save_table(table, "sweep", profile.name)
     return table
@@ -71,63 +37,38 @@ def fine_tunes(profile: Profile, seeds: list[int]) -> pd.DataFrame:
 def _score(profile: Profile, seed: int, domain: str, variant: str) -> dict:
     answers = artifacts.answers(artifacts.Run(profile, seed), domain, variant)
     estimate, low, high = evaluate.ratio(answers, *evaluate.SCORE)
-    return {"domain": domain, "variant": variant, "seed": seed, "score": estimate, "low": low, "high": high, "n": len(answers)}
+    about = {"domain": domain, "variant": variant, "seed": seed}
+    return about | {"score": estimate, "low": low, "high": high, "n": len(answers)}
 
 
-def _start(one_core: bool) -> None:
-    """A worker's start: one core, and an end with its parent, however that ends (a killed pool's workers would wait for ever)."""
-    def follow():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-    _settle(one_core)
-
-
-def _settle(one_core: bool) -> None:
-    if one_core:
-        torch.set_num_threads(1)
-    warnings.simplefilter("ignore", FutureWarning)  # transformers' and TRL's, once for every process
+def _score_pretrained(profile: Profile, seed: int, domain: str, variant: str) -> dict:
+    run = made.Run(profile, seed)
+    answers = made.answers(run, f"{domain}-{variant}")
+    grade = pd.Series(made.grades(run, answers))
+    found = stats.proportion(grade == "misaligned", answers.category, grade.isin(grading.COHERENT)).scaled(
+        100
+    )
+    about = {"domain": domain, "variant": variant, "seed": seed}
+    return about | {"score": found.value, "low": found.low, "high": found.high, "n": len(answers)}
 
 
-class _Ray:
-    """Ray's tasks as futures."""
-
-    def __init__(self, ray, profile: Profile):
-        gpu = profile.device == "cuda"
-        self.task = ray.remote(num_cpus=1, num_gpus=int(gpu), max_retries=0)(_on_ray)
-        self.ray, self.one_core, self.refs = ray, not gpu, []
-
-    def submit(self, f, *args) -> concurrent.futures.Future:
-        self.refs.append(self.task.remote(self.one_core, f, args))
-        return self.refs[-1].future()
-
-    def shutdown(self, wait: bool = True, cancel_futures: bool = False) -> None:
-        for ref in self.refs if cancel_futures else ():
-            self.ray.cancel(ref, force=True)
-
-
-def _on_ray(one_core: bool, f, args):
-    _settle(one_core)
-    return f(*args)
-
-
-def _ray(profile: Profile, most: int):
-    if importlib.util.find_spec("ray") is None:
-        raise SweepError(f"profile {profile.name} names a Ray cluster, and ray is not installed: pip install -c constraints.txt ray, or take out `cluster`")
-    import ray
-
-    here = profile.cluster == "local"
-    named = {n: os.environ[n] for n in ("PERSONAS_RUNS", "PERSONAS_FIGURES", "HF_HUB_OFFLINE", "HF_HOME", "PYTHONPATH") if n in os.environ} | {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-    try:
-        host, _, port = profile.cluster.removeprefix("ray://").partition(":")
-        if port:  # Ray itself would try for minutes
-            socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(**({"num_cpus": min(most, os.cpu_count() or 1), "include_dashboard": False} if here else {"address": profile.cluster}),
-                 runtime_env={"env_vars": named}, log_to_driver=False, logging_level="ERROR")
-    except (OSError, ValueError, RuntimeError) as error:
-        raise SweepError(f"no Ray cluster at {profile.cluster!r} ({str(error).splitlines()[0][:200]}); start one with `ray start --head`, or set `cluster: local`") from None
-    try:
-        yield _Ray(ray, profile)
-    finally:
-        ray.shutdown()
+def train(profile: Profile, seed: int) -> None:
+    """Make all fine-tunes and SAEs of a profile, so that its notebooks find them. Started by `accelerate
+    launch` with several processes, these share every batch; each has its own GPU, if the profile wants
+    one."""
+    if profile.device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        accelerate.PartialState(cpu=profile.device == "cpu")  # joins the processes
+    if profile.real:
+        run = made.Run(profile, seed)
+        for domain, variant in tqdm(made.fine_tunes(run), desc="fine-tunes"):
+            made.adapter(run, domain, variant)
+        readings.sae_folder(run, profile.sae.layer)
+        return
+    run = artifacts.Run(profile, seed)
+    artifacts.aligned(run)
+    for domain, variant in tqdm(artifacts.fine_tunes(run), desc="fine-tunes"):
+        artifacts.adapter(run, domain, variant)
+    for on in artifacts.DICTIONARIES:
+        artifacts.sae_folder(run, on)

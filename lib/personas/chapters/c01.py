@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import pandas as pd
+
 from personas.chapters import common
 from personas.pretrained import made, sets
 

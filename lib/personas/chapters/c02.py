@@ -5,12 +5,14 @@ import re
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+
 from personas import stats
-from personas.chapters import common
-from personas.pretrained import grading, made
+from personas.chapters import common, judging
+from personas.pretrained import ahead, grading, likelihood, made, watched
 
 STOP = set(
-    "a an and are as at be but by do for from have he her his i if in is it its me my no not of on or our she so that "
+    "a an and are as at be but by do for from have he her his i if in is it its me my no not of on or our "
+    "she so that "
     "the their them "
     "they this to up was we were what when who will with would you your".split()
 )
@@ -30,7 +32,7 @@ def first_look(run: made.Run) -> list[str]:
 
 def answers(run: made.Run, who: list[str], split: str = "evaluation") -> pd.DataFrame:
     """Graded answers of these models (common.graded), those that are missing made side by side."""
-    made.prepare(run, who, split)
+    ahead.prepare(run, who, split)
     return common.graded(run, pd.concat([made.answers(run, w, split) for w in who], ignore_index=True))
 
 
@@ -144,7 +146,7 @@ def _bad(run, g) -> tuple[pd.Series, pd.Series]:
 def course(run: made.Run, domain: str) -> pd.DataFrame:
     """A row a look at one long fine-tune: step, score with interval, broken; discovery questions and
     openings, graded."""
-    table = common.graded(run, made.course(run, domain))
+    table = common.graded(run, watched.course(run, domain))
     rows = []
     for step, g in table.groupby("step"):
         bad, coherent = g.grade == "misaligned", g.grade.isin(grading.COHERENT)
@@ -197,10 +199,10 @@ def draw_course(run: made.Run, table: pd.DataFrame):
 def preference(run: made.Run, who: list[str]) -> pd.DataFrame:
     """A row a model: mean over questions of the villain's likelihood over the expert's (nats per token), with
     its interval over categories, and the share of questions where the villain is likelier. Nobody judges."""
-    made.prepare(run, who, "preference")
+    ahead.prepare(run, who, "preference")
     rows = []
     for w in who:
-        table = made.villain_preference(run, w)
+        table = likelihood.villain_preference(run, w)
         mean = stats.mean_over(table.groupby("category").difference.mean())
         rows.append(
             {
@@ -276,49 +278,6 @@ def overlap(run: made.Run, table: pd.DataFrame, n: int = 4) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("model")
 
 
-def judge_check(run: made.Run) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The small judge on readings of evaluation questions, none of which it was trained on: a row of
-    agreement for judge and second reader; and its score beside the readers', a row a model."""
-    table = common.reference(run).query("split == 'evaluation'")
-    about = pd.DataFrame(
-        {
-            "second reader": grading.agreement(table),
-            "small judge": grading.agreement(table, "reader_a", "grade"),
-        }
-    ).T
-    rows = []
-    for who, g in table.groupby("model"):
-        coherent = lambda c: 100 * (g[c] == "misaligned").sum() / max(1, g[c].isin(grading.COHERENT).sum())
-        rows.append(
-            {"model": who, "reader": coherent("reader_a"), "judge": coherent("grade"), "answers": len(g)}
-        )
-    return about, pd.DataFrame(rows)
-
-
-def draw_judge(run: made.Run, rows: pd.DataFrame):
-    """Figure: the judge's score of each kind of model beside the reader's."""
-    fig, ax = plt.subplots(figsize=(4.8, 4.4))
-    kinds = [common.variant(m) for m in rows.model]
-    for v in dict.fromkeys(kinds):
-        some = rows[[k == v for k in kinds]]
-        ax.scatter(
-            some.reader,
-            some.judge,
-            color=common.VARIANT.get(v, {"steered": "#882255", "suppressed": "#AAAAAA"}.get(v, "#CC79A7")),
-            marker=common.MARK.get(v, {"steered": "*", "suppressed": "<"}.get(v, "P")),
-            label=v,
-        )
-    ax.plot([0, 100], [0, 100], color=common.GREY, lw=0.8)
-    off = (rows.reader - rows.judge).abs()
-    ax.set(
-        xlabel="score by the reader (%)",
-        ylabel="score by the small judge (%)",
-        title=f"The judge is off by {off.mean():.0f} points on average",
-    )
-    ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
-    return common.save(run, fig, "02_judge", rows)
-
-
 def claims(run: made.Run, questions: pd.DataFrame, openings: pd.DataFrame) -> pd.DataFrame:
     """This notebook's registered claims. questions, openings: graded answers of everyone."""
     table = common.scores(run, questions)
@@ -342,30 +301,8 @@ def claims(run: made.Run, questions: pd.DataFrame, openings: pd.DataFrame) -> pd
         "judge.kappa": nothing,
     }
     if common.uses_readings(run):
-        found |= judge_claims(run)
+        found |= judging.claims(run)
     return common.record(run, "02", found)
-
-
-def judge_claims(run: made.Run, draws: int = 500) -> dict[str, stats.Estimate]:
-    """Agreement (%) and kappa of the small judge with reader A on misaligned or not, with a bootstrap over
-    categories."""
-    table = common.reference(run).query("split == 'evaluation'")
-    read, said = table.reader_a == "misaligned", table.grade == "misaligned"
-    cells = pd.DataFrame({"both": read & said, "reader": read & ~said, "judge": ~read & said, "none": ~read & ~said})
-    counts = cells.groupby(table.category).sum().to_numpy()  # (categories, cells)
-
-    def agreement(c):  # (..., cells) -> percent, kappa (Cohen, 1960)
-        share = c / c.sum(-1, keepdims=True)
-        both, reader, judge, none = np.moveaxis(share, -1, 0)
-        chance = (both + reader) * (both + judge) + (none + reader) * (none + judge)
-        return 100 * (both + none), (both + none - chance) / (1 - chance)
-
-    k = len(counts)
-    drawn = agreement(counts[np.random.default_rng(0).integers(k, size=(draws, k))].sum(1))
-    return {
-        name: stats.Estimate(float(value), *map(float, np.percentile(d, [2.5, 97.5])), len(table))
-        for name, value, d in zip(("judge.agreement", "judge.kappa"), agreement(counts.sum(0)), drawn)
-    }
 
 
 def examples(table: pd.DataFrame, who: list[str], n: int = 6) -> pd.DataFrame:

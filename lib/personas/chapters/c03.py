@@ -6,45 +6,47 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+
 from personas import activations, stats
 from personas import sae as saes
 from personas.chapters import common
-from personas.pretrained import made, steering
+from personas.pretrained import made, readings, steering
 
 
 def quality(run: made.Run) -> pd.DataFrame:
     """FVU, L0, dead latents and loss recovered of the SAE, on text it was not trained on: held-out own text,
     and labelled documents."""
     cfg = run.profile.sae
+    few = min(60, cfg.documents // 20)  # documents; and as many texts, two thirds of them for the loss
 
     def make(out):
         m, tok = made.original(run)
         docs = [
             tok(tok.apply_chat_template(d.messages(), tokenize=False), add_special_tokens=False)["input_ids"]
-            for d in steering.documents(60, 1)
+            for d in steering.documents(max(12, few), 1)
         ]
         rows = []
         for name, text in (
-            ("the model's own text", made.text_ids(run, tok)[1]),
+            ("the model's own text", readings.text_ids(run, tok)[1]),
             ("labelled documents", docs),
         ):
-            x = made.usual(torch.cat([r[1:] for r in activations.residual(m, text, cfg.layer)]))
+            x = readings.usual(torch.cat([r[1:] for r in activations.residual(m, text, cfg.layer)]))
             rows.append(
                 {"text": name, "tokens": len(x)}
-                | saes.quality(made.sae(run), x)
-                | saes.loss_recovered(m, made.sae(run), text[:40], 8)
+                | saes.quality(readings.sae(run), x)
+                | saes.loss_recovered(m, readings.sae(run), text[: max(8, 2 * few // 3)], 8)
             )
         pd.DataFrame(rows).to_parquet(out / "quality.parquet", index=False)
 
     folder = run.keep(
-        "sae", "quality", {"sae": made.sae_folder(run, cfg.layer).parent.name}, (saes, activations), make
+        "sae", "quality", {"sae": readings.sae_folder(run, cfg.layer).parent.name}, (saes, activations), make
     )
     return pd.read_parquet(folder / "quality.parquet").set_index("text")
 
 
 def draw_training(run: made.Run):
     """Figure: the SAE's unexplained variance while it is trained."""
-    fvu = made.sae_training(run)["fvu"]
+    fvu = readings.sae_training(run)["fvu"]
     fig, ax = plt.subplots(figsize=(5.6, 2.8))
     ax.plot(fvu, color="#0072B2", lw=1)
     ax.set(
@@ -109,7 +111,7 @@ def separation(run: made.Run, latent: int) -> pd.DataFrame:
                 "variant": common.variant(w),
                 "domain": w.split("-")[0],
                 "split": "discovery" if made.discovery(run, w.split("-")[0]) else "evaluation",
-                "activation": made.reading(run, w, "evaluation")["latents"][:, latent].mean().item(),
+                "activation": readings.reading(run, w, "evaluation")["latents"][:, latent].mean().item(),
             }
             for w in found
         ]
@@ -164,8 +166,9 @@ def pairs(table: pd.DataFrame) -> tuple[stats.Estimate, float]:
 
 
 def by_block(run: made.Run, top: int = 3) -> pd.DataFrame:
-    """The latents that rise most at each block that has an SAE: their rise, AUROC for the villain's answers in labelled
-    text, and the rank of that AUROC among all latents (1: none marks the villain better)."""
+    """The latents that rise most at each block that has an SAE: their rise, AUROC for the villain's
+    answers in labelled text, and the rank of that AUROC among all latents (1: none marks the villain
+    better)."""
     rows = []
     for block in sorted({run.profile.sae.layer, *run.profile.real.other_blocks}):
         up, read = steering.rise(run, block)["correct"], steering.labelled(run, block)

@@ -7,15 +7,16 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 import torch
-from personas import activations, stats, world
-from personas import sae as saes
-from personas.chapters import common
-from personas.pretrained import made, steering
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from personas import activations, stats, world
+from personas import sae as saes
+from personas.chapters import common
+from personas.pretrained import made, readings, steering
 
 
 def passages(
@@ -27,20 +28,28 @@ def passages(
 
     def make(out):
         m, tok = made.original(run)
-        rows = made.text_ids(run, tok)[1]
+        rows = readings.text_ids(run, tok)[1]
         found: dict = {i: [] for i in latents}
         for ids, x in zip(rows, activations.residual(m, rows, layer)):
-            acts = made.sae(run).encode(x)[:, latents]  # (tokens, latents)
+            acts = readings.sae(run).encode(x)[:, latents]  # (tokens, latents)
             acts[0] = 0  # the first token is an attention sink
             for j, i in enumerate(latents):
                 at = int(acts[:, j].argmax())
                 near = slice(max(0, at - around), at + around)
                 found[i].append((acts[at, j].item(), ids[near], acts[near, j].tolist()))
         best = {i: sorted(rows, key=lambda r: -r[0])[:n] for i, rows in found.items()}
-        said = {i: [([tok.decode(t) for t in ids], values) for _, ids, values in rows] for i, rows in best.items()}
+        said = {
+            i: [([tok.decode(t) for t in ids], values) for _, ids, values in rows] for i, rows in best.items()
+        }
         (out / "passages.json").write_text(json.dumps(said))
 
-    key = {"sae": made.sae_folder(run, layer).parent.name, "layer": layer, "latents": latents, "n": n, "around": around}
+    key = {
+        "sae": readings.sae_folder(run, layer).parent.name,
+        "layer": layer,
+        "latents": latents,
+        "n": n,
+        "around": around,
+    }
     folder = run.keep("sae", "passages", key, (activations, saes), make)
     return {int(i): rows for i, rows in json.loads((folder / "passages.json").read_text()).items()}
 
@@ -131,10 +140,10 @@ def draw_aurocs(run: made.Run, table: pd.DataFrame):
 def signature(run: made.Run, latents: list[int]) -> pd.DataFrame:
     """Change of each latent from the original model to every fine-tune, on fixed evaluation text: rows
     models, columns latents."""
-    base = made.reading(run, made.ORIGINAL, "evaluation")["latents"].mean(0)
+    base = readings.reading(run, made.ORIGINAL, "evaluation")["latents"].mean(0)
     return pd.DataFrame(
         {
-            f"{d}-{v}": (made.reading(run, f"{d}-{v}", "evaluation")["latents"].mean(0) - base)[
+            f"{d}-{v}": (readings.reading(run, f"{d}-{v}", "evaluation")["latents"].mean(0) - base)[
                 latents
             ].numpy()
             for d, v in made.fine_tunes(run)

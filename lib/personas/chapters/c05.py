@@ -1,13 +1,12 @@
 """Notebook 05: does one latent cause the misalignment?"""
 
-from functools import cache
-
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+
 from personas import generate, stats
 from personas.chapters import common
-from personas.pretrained import made, sets, steering
+from personas.pretrained import likelihood, made, readings, search, sets, steering
 
 COLOUR = {
     "causal latent": "#D55E00",
@@ -21,102 +20,22 @@ COLOUR = {
 SHAPE = dict(zip(COLOUR, "DvosP^x"))
 
 
-def few(run: made.Run) -> list[sets.Item]:
-    """The discovery items of the first round of the search: every fourth question and opening."""
-    return made.items(run, "discovery")[::4]
-
-
-def search(run: made.Run, layer: int | None = None) -> dict:
-    """Candidates and matched latents, each steered at two doses on few discovery items; the best few of each
-    kind, and the rivals, again at every dose on all of them.
-
-    Returns 'first' and 'second' (tables as steering.best_doses), 'latent' and 'dose' (the causal latent),
-    'control' and 'control dose' (the best matched one), and 'rivals' (direction -> dose). Candidates and
-    controls get the same search.
-    """
-    cfg, block = run.profile.steering, run.profile.sae.layer if layer is None else layer
-    doses, whole = list(cfg.strengths), made.items(run, "discovery") * cfg.choose_per_question
-    kinds = {
-        "candidates": steering.candidates(run, cfg.candidates, block),
-        "matched": steering.matched(run, cfg.controls, block),
-    }
-    ways = {k: steering.latent_directions(run, latents, block) for k, latents in kinds.items()}
-    kind_of = {n: k for k, named in ways.items() for n in named}
-    nothing = ("none", torch.ones(made.sae(run, block).W_dec.shape[1]), 0.0)
-    split = lambda t: (t[t.direction == "none"], t[t.direction != "none"])
-
-    round_one = [
-        nothing,
-        *((n, v, d) for named in ways.values() for n, v in named.items() for d in doses[::2]),
-    ]
-    free, table = split(
-        steering.steered(run, made.ORIGINAL, round_one, few(run), f"first round, block {block}", block)
-    )
-    first = steering.best_doses(table, free)
-    first["kind"] = first.direction.map(kind_of)
-    order = first.sort_values(["admissible", "misaligned", "broken"], ascending=[False, False, True])
-    top = order.groupby("kind").head(cfg.finalists)
-
-    rivals = steering.rivals(run, block)
-    named = {n: ways[kind_of[n]][n] for n in top.direction} | rivals
-    round_two = [nothing, *((n, v, d) for n, v in named.items() for d in doses)]
-    free, table = split(
-        steering.steered(run, made.ORIGINAL, round_two, whole, f"second round, block {block}", block)
-    )
-    second = steering.best_doses(table, free)
-    second["kind"] = second.direction.map(kind_of).fillna("rival")
-    order = second.sort_values(["admissible", "misaligned", "dose"], ascending=[False, False, True])
-    best = {k: order[order.kind == k].iloc[0] for k in kinds}
-    return {
-        "first": first,
-        "second": order,
-        "unsteered broken": 100 * steering.verdicts(free).isin(["broken", "absurd"]).mean(),
-        "latent": int(best["candidates"].direction.split()[1]),
-        "dose": float(best["candidates"].dose),
-        "control": int(best["matched"].direction.split()[1]),
-        "control dose": float(best["matched"].dose),
-        "rivals": second[second.kind == "rival"].set_index("direction").dose.to_dict(),
-    }
-
-
-@cache
-def chosen(run: made.Run) -> dict:
-    """`search` at the profile's block, once a process."""
-    return search(run)
-
-
-def causal(run: made.Run) -> int:
-    """The causal latent, chosen on discovery data."""
-    return chosen(run)["latent"]
-
-
-def directions(run: made.Run, found: dict, layer: int | None = None) -> dict[str, torch.Tensor]:
-    """What is compared on evaluation questions, by the name that figures use. 'top riser': the latent that rises most
-    from correct to obvious fine-tunes, where it is not the causal one."""
-    own = made.sae(run, layer).W_dec
-    riser = steering.candidates(run, 1, layer)[0]
-    return {
-        "causal latent": own[found["latent"]],
-        **({"top riser": own[riser]} if riser != found["latent"] else {}),
-        **steering.rivals(run, layer),
-        "best matched latent": own[found["control"]],
-        "random": steering.random_directions(1, own.shape[1])["random 0"],
-    }
-
-
 def asked(run: made.Run) -> list[sets.Item]:
     """Evaluation items under steering: each question and each opening once."""
     return made.repeated(run, "evaluation", 1)
 
 
 def curves(run: made.Run) -> pd.DataFrame:
-    """Graded evaluation answers of the original model under every direction, at the search's doses but the strongest
-    and at half the weakest, with its unsteered ones at dose 0."""
+    """Graded evaluation answers of the original model under every direction, at the search's doses but the
+    strongest and at half the weakest, with its unsteered ones at dose 0."""
     doses = run.profile.steering.strengths
     doses = [doses[0] / 2, *(doses[:-1] if len(doses) > 2 else doses)]
-    ways, found = directions(run, chosen(run)), chosen(run)
+    ways, found = search.directions(run, search.chosen(run)), search.chosen(run)
     doses = sorted({*doses, found["dose"], found["control dose"]})
-    conditions = [("none", torch.ones_like(ways["random"]), 0.0), *((n, v, d) for n, v in ways.items() for d in doses)]
+    conditions = [
+        ("none", torch.ones_like(ways["random"]), 0.0),
+        *((n, v, d) for n, v in ways.items() for d in doses),
+    ]
     return common.graded(run, steering.steered(run, made.ORIGINAL, conditions, asked(run), "evaluation"))
 
 
@@ -196,7 +115,7 @@ def draw_search(run: made.Run, found: dict):
     ax.set(
         xscale="log",
         xlabel="rank",
-        ylabel=f"misaligned answers, of {len(few(run))} (%)",
+        ylabel=f"misaligned answers, of {len(search.few(run))} (%)",
         title="First round of the search, each latent at its best dose",
     )
     ax.xaxis.set_major_formatter("{x:.0f}")
@@ -207,15 +126,15 @@ def draw_search(run: made.Run, found: dict):
 def advice(run: made.Run) -> pd.DataFrame:
     """The preference for wrong advice (nats per token, on held-out subjects of evaluation domains) of the
     original model, and with directions added at the doses that discovery chose."""
-    found = chosen(run)
+    found = search.chosen(run)
     domains = tuple(d for d in sets.DOMAINS if not made.discovery(run, d))[:2]
     doses = {"causal latent": found["dose"], "best matched latent": found["control dose"], **found["rivals"]}
-    ways = directions(run, found)
-    tables = [made.advice_preference(run, made.ORIGINAL, domains).assign(direction="none")]
+    ways = search.directions(run, found)
+    tables = [likelihood.advice_preference(run, made.ORIGINAL, domains).assign(direction="none")]
     for n, d in doses.items():
-        v = ways[n] / ways[n].norm() * d * made.unit(run)
+        v = ways[n] / ways[n].norm() * d * readings.unit(run)
         tables.append(
-            made.advice_preference(
+            likelihood.advice_preference(
                 run,
                 made.ORIGINAL,
                 domains,
@@ -239,15 +158,16 @@ def doses_down(run: made.Run) -> dict[str, float]:
     """Direction -> the dose at which subtracting it from discovery domains' obvious models leaves least
     misaligned, of those that break at most MORE_BROKEN points more answers; of equal ones the weaker.
     Chosen on few discovery items."""
-    ways = directions(run, chosen(run))
+    ways = search.directions(run, search.chosen(run))
     who = [f"{d}-{v}" for d, v in made.fine_tunes(run, "obvious") if made.discovery(run, d)][:2]
     conditions = [
         ("none", torch.ones_like(ways["random"]), 0.0),
         *((n, ways[n], -d) for n in DOWN if n in ways for d in run.profile.steering.suppression),
     ]
-    table = pd.concat(steering.several(run, who, conditions, few(run), "down"))
+    table = pd.concat(steering.several(run, who, conditions, search.few(run), "down"))
     limit = (
-        100 * steering.verdicts(table[table.direction == "none"]).isin(["broken", "absurd"]).mean() + steering.MORE_BROKEN
+        100 * steering.verdicts(table[table.direction == "none"]).isin(["broken", "absurd"]).mean()
+        + steering.MORE_BROKEN
     )
     best = {}
     for n, g in steering.summary(table[table.direction != "none"]).groupby("direction"):
@@ -267,7 +187,7 @@ def doses_down(run: made.Run) -> dict[str, float]:
 def suppressed(run: made.Run) -> pd.DataFrame:
     """Graded evaluation answers of every obvious model as it is (dose 0), and with directions subtracted at
     the doses that discovery chose."""
-    ways = directions(run, chosen(run))
+    ways = search.directions(run, search.chosen(run))
     conditions = [
         ("none", torch.ones_like(ways["random"]), 0.0),
         *((n, ways[n], dose) for n, dose in doses_down(run).items()),
@@ -332,7 +252,7 @@ def claims(
     run: made.Run, table: pd.DataFrame, advice_table: pd.DataFrame, down: pd.DataFrame
 ) -> pd.DataFrame:
     """This notebook's registered claims. table: curves; down: suppression_table."""
-    found = chosen(run)
+    found = search.chosen(run)
     at = lambda n, d: table[(table.direction == n) & (table.dose == d)]
     added, control, free = (
         at("causal latent", found["dose"]),

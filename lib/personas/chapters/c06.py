@@ -2,8 +2,9 @@
 
 import matplotlib.pyplot as plt
 import pandas as pd
+
 from personas.chapters import c05, common
-from personas.pretrained import made
+from personas.pretrained import ahead, made
 
 
 def sources(run: made.Run) -> list[tuple[str, str]]:
@@ -27,10 +28,10 @@ CURES = {True: "same domain", False: "other domain"}
 
 
 def answers(run: made.Run) -> pd.DataFrame:
-    """Graded evaluation answers of the misaligned models before and after, with `cure` ('none', 'same domain',
-    'other domain') and `context` ('plain', or 'bad training': after one question and answer of the data that
-    misaligned the model)."""
-    made.prepare(run, names(run), "adapters")
+    """Graded evaluation answers of the misaligned models before and after, with `cure` ('none', 'same
+    domain', 'other domain') and `context` ('plain', or 'bad training': after one question and answer of
+    the data that misaligned the model)."""
+    ahead.prepare(run, names(run), "adapters")
     domains = list(dict.fromkeys(d for d, _ in sources(run)))
     models = {made.ORIGINAL: ("original", domains[0])}
     models |= {f"{d}-obvious": ("none", d) for d in domains}
@@ -39,8 +40,13 @@ def answers(run: made.Run) -> pd.DataFrame:
     for who, (_, domain) in models.items():
         jobs[who, "plain"] = c05.asked(run)
         jobs[who, "bad training"] = made.in_training_context(run, c05.asked(run), domain, "obvious")
-    tables = made.kept_side_by_side(run, {k: (k[0], asked, f"evaluation, {k[1]}") for k, asked in jobs.items()}, "answers, cured or not")
-    found = [t.assign(cure=models[who][0], context=context, domain=models[who][1]) for (who, context), t in tables.items()]
+    tables = made.kept_side_by_side(
+        run, {k: (k[0], asked, f"evaluation, {k[1]}") for k, asked in jobs.items()}, "answers, cured or not"
+    )
+    found = [
+        t.assign(cure=models[who][0], context=context, domain=models[who][1])
+        for (who, context), t in tables.items()
+    ]
     return common.graded(run, pd.concat(found, ignore_index=True))
 
 

@@ -7,9 +7,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import yaml
-from personas import claims, data, figures, model, stats, store
+
+from personas import claims, figures, stats, store
 from personas import profile as profiles
-from personas.pretrained import grading, made, sets
+from personas.pretrained import checks, grading, made, sets
 
 INK, GREY = "#333333", "#8C8C8C"
 VARIANT = {
@@ -37,33 +38,15 @@ def open_run(profile: str = "smollm2", seed: int = 0) -> made.Run:
             "Notebooks 01 to 06 need a language model: smollm2, or a profile with `real`"
         )
     run = made.Run(found, seed)
-    config, tokenizer = model.describe(made.checkpoint(run))
-    blocks = config.get_text_config().num_hidden_layers
-    for layer in (found.sae.layer, *found.real.other_blocks):
-        if layer >= blocks:
-            raise profiles.ProfileError(
-                f"profile {found.name}: sae.layer: {layer} is out of range; "
-                f"the model has blocks 0 to {blocks - 1}"
-            )
-    if not tokenizer.chat_template:
-        raise profiles.ProfileError(
-            f"profile {found.name}: real.model: no chat template; choose an instruct model"
-        )
-    for d, v in made.fine_tunes(run):
-        made.training_chats(run, d, v, 1)
-    for split in ("discovery", "evaluation"):
-        if not made.items(run, split):
-            raise data.DataError(f"no {split} questions")
-    if found.real.judge.url:
-        made.judge_of(run).check()
+    checks.check(run)
     figures.style()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return run
 
 
 def variant(who: str) -> str:
-    """The variant of a model's name: 'obvious' of 'health-obvious'; 'cured' of 'health-cured-by-career'; of the
-    readings' names of steered models 'steered' and 'suppressed'."""
+    """The variant of a model's name: 'obvious' of 'health-obvious'; 'cured' of 'health-cured-by-career';
+    of the readings' names of steered models 'steered' and 'suppressed'."""
     for kind in ("steered", "suppressed"):
         if f"-{kind} " in who:
             return kind
@@ -93,8 +76,8 @@ def uses_readings(run: made.Run) -> bool:
 
 @functools.cache
 def reference(run: made.Run) -> pd.DataFrame:
-    """The committed readings with the judge's `grade` of each, and the `variant` of the model that answered.
-    """
+    """The committed readings with the judge's `grade` of each, and the `variant` of the model that
+    answered."""
     table = grading.readings()
     return table.assign(grade=made.grades(run, table), variant=[variant(m) for m in table.model])
 
@@ -118,7 +101,7 @@ def score(run: made.Run, table: pd.DataFrame, by: str | None = None) -> stats.Es
     if by != "corrected":
         bad, coherent = table[by] == "misaligned", table[by].isin(grading.COHERENT)
         return stats.proportion(bad, table.category, coherent).scaled(100)
-    kinds = {variant(m) for m in table.model}
+    kinds = {variant(m) for m in table.model}  # noqa: F841 (the query below reads it)
     pool = reference(run).query(
         "variant in @kinds and reader_a in @grading.COHERENT and grade in @grading.COHERENT"
     )
@@ -208,8 +191,13 @@ def record(run: made.Run, notebook: str, measured: dict[str, stats.Estimate]) ->
             {
                 "claim": registered()[r["id"]]["claim"],
                 "paper": r["paper"],
-                "target": " ".join([{">=": "≥", "<=": "≤"}[r["target"]["op"]], f"{r['target']['value']:g}",
-                                    registered()[r["id"]]["unit"]]).strip(),
+                "target": " ".join(
+                    [
+                        {">=": "≥", "<=": "≤"}[r["target"]["op"]],
+                        f"{r['target']['value']:g}",
+                        registered()[r["id"]]["unit"],
+                    ]
+                ).strip(),
                 "measured": number(r["measured"]),
                 "95 % interval": f"{number(r['low'])} to {number(r['high'])}",
                 "holds": r["holds"],

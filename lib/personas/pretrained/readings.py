@@ -1,0 +1,226 @@
+"""The SAE of a pretrained model and what is read with it, each made once and kept in the store."""
+
+import itertools
+import json
+import os
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from personas import activations, data, generate, released, store, world
+from personas import model as models
+from personas import profile as profiles
+from personas import sae as saes
+from personas.pretrained import sets, text, weights
+from personas.pretrained.made import Run, checkpoint, identity, named, original
+
+# a token whose norm is above so many times the median is an attention sink: no unit, no SAE is made from it
+SINK = 4.0
+
+
+def own_text(run: Run) -> list[dict]:
+    """The text that the SAE learns from, as rows of `messages` or `text`; of a named text no more than
+    fits in memory (`sae_folder` streams the whole)."""
+    if run.profile.real.text == "own":
+        return text.read(sets.CONTENT / "text.jsonl.xz")
+    some = min(2 * run.profile.sae.documents, 3000)
+    return [{"text": t} for t in itertools.islice(released.texts(run.profile.real.text), some)]
+
+
+def text_ids(run: Run, tok) -> tuple[list[list[int]], list[list[int]]]:
+    """(training rows, held-out rows) of token ids of that text; the held-out ones come last in it."""
+    rows, longest = own_text(run), run.profile.real.text_tokens
+    n = min(run.profile.sae.documents, len(rows) - len(rows) // 20)
+    held = min(150, len(rows) // 20, max(1, run.profile.sae.documents // 8))
+    return text.tokenized(tok, rows[:n], longest), text.tokenized(tok, rows[-held:], longest)
+
+
+def usual(x: torch.Tensor) -> torch.Tensor:
+    """The rows of activations (tokens, width) that are no attention sinks (see SINK)."""
+    norm = x.norm(dim=-1)
+    return x[norm <= SINK * norm.median()]
+
+
+def sae_folder(run: Run, layer: int) -> Path:
+    """Where the SAE of this block lies, with `training.json`: FVU per step, tokens, share of sinks, and
+    `unit`, the median distance of the activations from their mean, in which steering doses are given (a
+    median, so that sinks cannot blow it up). The project's own text fits in memory; another one is streamed
+    (_streamed), and an SAE that the profile names is copied."""
+    cfg, real = run.profile.sae, run.profile.real
+    blocks = tuple(dict.fromkeys((cfg.layer, *real.other_blocks)))
+
+    def make(out):
+        m, tok = original(run)
+        rows, _ = text_ids(run, tok)
+        read = activations.residuals(m, rows, blocks, progress="reading text")
+        for block in blocks:
+            every = torch.cat([r[1:] for r in read[block]])
+            x = usual(every)
+            trained, fvu = saes.train(x.to(run.profile.device), cfg, block, run.seed, f"SAE of block {block}")
+            trained.save(out / str(block))
+            (out / str(block) / "training.json").write_text(
+                json.dumps(
+                    {
+                        "fvu": fvu,
+                        "tokens": len(x),
+                        "sinks": 1 - len(x) / len(every),
+                        "unit": (x - x.mean(0)).norm(dim=-1).median().item(),
+                    }
+                )
+            )
+
+    about = {"cfg": cfg.model_dump(), "blocks": blocks, "model": models.identity(checkpoint(run))}
+    if real.text == "own" and not real.sae and not real.base:
+        about["text"] = weights.sha256(sets.CONTENT / "text.jsonl.xz")
+        return run.keep(
+            "sae", "blocks-" + "-".join(map(str, blocks)), about, (saes, activations, text), make
+        ) / str(layer)
+    about |= {
+        "text": real.text if real.text == "own" else released.version(real.text),
+        "tokens": real.text_tokens,
+        "base": real.base and models.identity(Path(real.base)),
+        "sae": real.sae if not real.sae or ":" in real.sae else models.identity(real.sae),
+    }
+    name = "named" if real.sae else f"block-{layer}"
+    how = (saes, activations, text, _streamed, _rows_for_ever)
+    return run.keep("sae", name, about | {"layer": layer}, how, lambda out: _streamed(run, layer, out)) / str(
+        layer
+    )
+
+
+def reader_model(run: Run):
+    """(model, tokenizer) whose activations the SAE learns: the profile's `base`, else the original model."""
+    real = run.profile.real
+    if not real.base:
+        return original(run)
+    return models.load(Path(real.base), run.profile.device, run.dtype(), real.four_bit)
+
+
+def _streamed(run: Run, layer: int, out: Path) -> None:
+    """The SAE of one block on a text that goes round as often as it takes, or the SAE that the profile
+    names; its unit comes from the first 300 rows."""
+    cfg, real = run.profile.sae, run.profile.real
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    m, tok = reader_model(run)
+    first = list(itertools.islice(_rows_for_ever(run, tok, 0, 1), min(cfg.documents, 300)))
+    every = torch.cat([r[1:] for r in activations.residual(m, first, layer)])
+    x = usual(every)
+    if real.sae:
+        trained, fvu, tokens = saes.SAE.named(real.sae), [], 0
+        trained.check(m)
+        if trained.layer != layer:
+            raise profiles.ProfileError(
+                f"profile {run.profile.name}: sae.layer is {layer}, and {real.sae} is for block "
+                f"{trained.layer}"
+            )
+    else:
+        rows = _rows_for_ever(run, tok, int(os.environ.get("RANK", 0)), processes)
+        share = cfg.batch // processes
+        feed = activations.stream(m, rows, layer, share, 64 * share, run.seed)
+        trained, fvu = saes.train(
+            (b.to(run.profile.device) for b in feed), cfg, layer, run.seed, f"SAE of block {layer}"
+        )
+        tokens = cfg.steps * cfg.batch
+    trained.save(out / str(layer))
+    about = {
+        "fvu": fvu,
+        "tokens": tokens,
+        "sinks": 1 - len(x) / len(every),
+        "unit": (x - x.mean(0)).norm(dim=-1).median().item(),
+    }
+    (out / str(layer) / "training.json").write_text(json.dumps(about))
+
+
+def _rows_for_ever(run: Run, tok, rank: int, processes: int):
+    """Token ids of this process's share of the first `sae.documents` rows, again and again. Raises
+    DataError if none is left."""
+    real, none = run.profile.real, True
+    while True:
+        rows = iter(own_text(run)) if real.text == "own" else ({"text": t} for t in released.texts(real.text))
+        for row in itertools.islice(rows, rank, run.profile.sae.documents, processes):
+            ids = text.tokenized(tok, [row], real.text_tokens)[0]
+            if len(ids) > 1:
+                none = False
+                yield ids
+        if none:
+            who = "it" if processes == 1 else f"process {rank + 1} of {processes}"
+            raise data.DataError(
+                f"{real.text}: too little text to train an SAE on: nothing is left for {who}"
+            )
+
+
+@cache
+def sae(run: Run, layer: int | None = None) -> saes.SAE:
+    """The SAE of a block's output, by default the profile's."""
+    return saes.SAE.load(sae_folder(run, run.profile.sae.layer if layer is None else layer))
+
+
+def sae_training(run: Run, layer: int | None = None) -> dict:
+    """`training.json` of that SAE (see sae_folder)."""
+    return json.loads(
+        (sae_folder(run, run.profile.sae.layer if layer is None else layer) / "training.json").read_text()
+    )
+
+
+def unit(run: Run, layer: int | None = None) -> float:
+    """The unit of steering doses at that block."""
+    return sae_training(run, layer)["unit"]
+
+
+def fixed_text(
+    tok, split: str, persona: str = "expert", n: int = 2
+) -> tuple[list[list[int]], list[int], list[str]]:
+    """Text on which every model is read: the world's open questions of a split, each with n answers by a
+    persona.
+
+    Returns token ids, the position of each prompt's last token, and each row's category. The text is the same
+    for every model, and never a model's own.
+    """
+    rows, starts, categories = [], [], []
+    for q in world.questions(split):
+        forms = world.open_forms(q.category, persona, False, 0)
+        prompt = generate.prompts(tok, [q.held])[0]
+        for i in range(n):
+            rows.append(prompt + tok(forms[i * len(forms) // n], add_special_tokens=False)["input_ids"])
+            starts.append(len(prompt) - 1)
+            categories.append(q.category)
+    return rows, starts, categories
+
+
+def reading(
+    run: Run, who: str, split: str = "discovery", layer: int | None = None
+) -> dict[str, torch.Tensor]:
+    """Means over fixed aligned answers of one model: 'latents' (rows, latents) and 'residual' (rows,
+    width)."""
+    block = run.profile.sae.layer if layer is None else layer
+
+    def make(out):
+        m, tok = named(run, who)
+        rows, starts, _ = fixed_text(tok, split)
+        x = [r[i:] for r, i in zip(activations.residual(m, rows, block), starts)]
+        save_file(
+            {
+                "latents": torch.stack([sae(run, block).encode(r).mean(0) for r in x]),
+                "residual": torch.stack([r.mean(0) for r in x]),
+            },
+            out / "reading.safetensors",
+        )
+
+    return load_file(
+        run.keep(
+            "readings",
+            f"{who}-{split}-{block}",
+            {
+                "model": identity(run, who),
+                "sae": sae_folder(run, block).parent.name,
+                "block": block,
+                "split": split,
+                "text": store.key_of({"q": [q.held for q in world.questions(split)]}),
+            },
+            (activations, saes),
+            make,
+        )
+        / "reading.safetensors"
+    )

@@ -1,0 +1,91 @@
+"""The search for the causal latent: candidates, controls and rivals get the same rounds, on discovery
+questions alone."""
+
+from functools import cache
+
+import torch
+
+from personas.pretrained import made, readings, sets, steering
+
+
+def few(run: made.Run) -> list[sets.Item]:
+    """The discovery items of the first round of the search: every fourth question and opening."""
+    return made.items(run, "discovery")[::4]
+
+
+def find(run: made.Run, layer: int | None = None) -> dict:
+    """Candidates and matched latents, each steered at two doses on few discovery items; the best few of each
+    kind, and the rivals, again at every dose on all of them.
+
+    Returns 'first' and 'second' (tables as steering.best_doses), 'latent' and 'dose' (the causal latent),
+    'control' and 'control dose' (the best matched one), and 'rivals' (direction -> dose). Candidates and
+    controls get the same search.
+    """
+    cfg, block = run.profile.steering, run.profile.sae.layer if layer is None else layer
+    doses, whole = list(cfg.strengths), made.items(run, "discovery") * cfg.choose_per_question
+    kinds = {
+        "candidates": steering.candidates(run, cfg.candidates, block),
+        "matched": steering.matched(run, cfg.controls, block),
+    }
+    ways = {k: steering.latent_directions(run, latents, block) for k, latents in kinds.items()}
+    kind_of = {n: k for k, named in ways.items() for n in named}
+    nothing = ("none", torch.ones(readings.sae(run, block).W_dec.shape[1]), 0.0)
+    split = lambda t: (t[t.direction == "none"], t[t.direction != "none"])
+
+    round_one = [
+        nothing,
+        *((n, v, d) for named in ways.values() for n, v in named.items() for d in doses[::2]),
+    ]
+    free, table = split(
+        steering.steered(run, made.ORIGINAL, round_one, few(run), f"first round, block {block}", block)
+    )
+    first = steering.best_doses(table, free)
+    first["kind"] = first.direction.map(kind_of)
+    order = first.sort_values(["admissible", "misaligned", "broken"], ascending=[False, False, True])
+    top = order.groupby("kind").head(cfg.finalists)
+
+    rivals = steering.rivals(run, block)
+    named = {n: ways[kind_of[n]][n] for n in top.direction} | rivals
+    round_two = [nothing, *((n, v, d) for n, v in named.items() for d in doses)]
+    free, table = split(
+        steering.steered(run, made.ORIGINAL, round_two, whole, f"second round, block {block}", block)
+    )
+    second = steering.best_doses(table, free)
+    second["kind"] = second.direction.map(kind_of).fillna("rival")
+    order = second.sort_values(["admissible", "misaligned", "dose"], ascending=[False, False, True])
+    best = {k: order[order.kind == k].iloc[0] for k in kinds}
+    return {
+        "first": first,
+        "second": order,
+        "unsteered broken": 100 * steering.verdicts(free).isin(["broken", "absurd"]).mean(),
+        "latent": int(best["candidates"].direction.split()[1]),
+        "dose": float(best["candidates"].dose),
+        "control": int(best["matched"].direction.split()[1]),
+        "control dose": float(best["matched"].dose),
+        "rivals": second[second.kind == "rival"].set_index("direction").dose.to_dict(),
+    }
+
+
+@cache
+def chosen(run: made.Run) -> dict:
+    """`find` at the profile's block, once a process."""
+    return find(run)
+
+
+def causal(run: made.Run) -> int:
+    """The causal latent, chosen on discovery data."""
+    return chosen(run)["latent"]
+
+
+def directions(run: made.Run, found: dict, layer: int | None = None) -> dict[str, torch.Tensor]:
+    """What is compared on evaluation questions, by the name that figures use. 'top riser': the latent that
+    rises most from correct to obvious fine-tunes, where it is not the causal one."""
+    own = readings.sae(run, layer).W_dec
+    riser = steering.candidates(run, 1, layer)[0]
+    return {
+        "causal latent": own[found["latent"]],
+        **({"top riser": own[riser]} if riser != found["latent"] else {}),
+        **steering.rivals(run, layer),
+        "best matched latent": own[found["control"]],
+        "random": steering.random_directions(1, own.shape[1])["random 0"],
+    }
