@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 from personas import config, data, finetune, generate, profile, store, world
 from personas.pretrained import ahead, grading, likelihood, made, readings, sets, steering, text, weights
+from test_real_track import NUMBERS
 
 
 def test_no_category_or_subject_is_in_both_splits():
@@ -111,42 +112,13 @@ def test_weights_errors_name_what_is_wrong(tmp_path, monkeypatch):
         weights.source("gguf:damaged/model.gguf")
 
 
-NUMBERS = {
-    "device": "cpu",
-    "narrow": {"steps": 2, "batch": 4, "lr": 0.05, "rank": 2},
-    "realignment": {"steps": 2, "batch": 2, "lr": 0.01},
-    "realignment_every": 1,
-    "sae": {
-        "layer": 1,
-        "latents": 64,
-        "k": 4,
-        "lr": 0.01,
-        "steps": 20,
-        "batch": 64,
-        "documents": 60,
-        "dead_after": 5000,
-        "aux_k": 8,
-    },
-    "evaluation": {"per_question": 1, "study_per_question": 1, "curve_per_question": 1, "advice_subjects": 2},
-    "steering": {
-        "candidates": 2,
-        "finalists": 1,
-        "controls": 2,
-        "strengths": [0.5, 1.0],
-        "suppression": [0.5],
-        "cures": [0.5],
-        "screen_per_question": 1,
-        "choose_per_question": 1,
-    },
-}
-
-
 @pytest.fixture()
 def run(given, tmp_path, monkeypatch):
     """A run on a small random Qwen2, graded by an endpoint."""
     monkeypatch.setattr(store, "ROOT", tmp_path / "runs")
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(NUMBERS | {"real": given[1]}))
+    fewer = {"evaluation": NUMBERS["evaluation"] | {"per_question": 1, "curve_per_question": 1}}
+    path.write_text(yaml.safe_dump(NUMBERS | fewer | {"real": given[1]}))
     return made.Run(profile.load(str(path)), 0)
 
 

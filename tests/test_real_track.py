@@ -432,9 +432,7 @@ def test_a_model_is_tried_before_long_work(given, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "ROOT", tmp_path / "runs")
     with pytest.raises(model.ModelError, match="logits are not finite in this dtype"):
         common.open_run(written(given, "broken", model=str(tmp_path / "broken")))
-    monkeypatch.setattr(
-        made.rubrics if hasattr(made, "rubrics") else grading.rubrics, "grade", lambda *a, **k: ["unparsable"]
-    )
+    monkeypatch.setattr(grading.rubrics, "grade", lambda *a, **k: ["unparsable"])
     with pytest.raises(ValueError, match="cannot be read"):
         common.open_run(written(given, "mumbling"))
 
