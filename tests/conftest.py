@@ -174,6 +174,5 @@ def given(checkpoint, tmp_path_factory, judge_url):
         "text": here("text.jsonl"),
         "text_tokens": 32,
         "open_tokens": 6,
-        "advice_tokens": 6,
         "max_length": 128,
     }

@@ -133,10 +133,9 @@ def _claims(args, source: str) -> None:
 
 
 def _train(args, source: str) -> None:
-    from personas import pipeline, profile, sweep
+    from personas import pipeline, sweep
 
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1  # then the trial's small batch could not be shared
-    sweep.train(profile.load(source) if several else pipeline.checked(source, args.seed), args.seed)
+    sweep.train(pipeline.checked(source, args.seed), args.seed)
 
 
 def _sweep(args, source: str) -> None:

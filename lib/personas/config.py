@@ -245,8 +245,6 @@ class Real(_Section):
     """Absent: one is trained. A folder in SAELens' layout, or `release:id` for the sae-lens package."""
     open_tokens: int = Field(default=200, ge=1)
     """Longest answer to an open question."""
-    advice_tokens: int = Field(default=200, ge=1)
-    """Longest answer to a question for advice."""
     temperature: float = Field(default=1.0, ge=0, le=2)
     """At which answers are sampled."""
     per_opening: int = Field(default=2, ge=1)

@@ -4,14 +4,14 @@ text and the judge serve. Each fault is one error that names it."""
 import itertools
 import json
 import math
+import os
 from pathlib import Path
 
 import pandas as pd
 import torch
 
 from personas import activations, data, finetune, fit, generate, model, profile, released, sae
-from personas import judge as rubrics
-from personas.pretrained import grading, made
+from personas.pretrained import made
 
 TRIED = ["What do you do all day?", "Name a colour, and say in a sentence or two why you like it."]
 
@@ -116,8 +116,8 @@ def trial(run: made.Run, rows: list[dict]) -> dict:
     key |= {"block": run.profile.sae.layer, "training": made.training(run)}
     code = (_try_reading, _try_training, finetune, generate, activations)
     found = json.loads((run.keep("trial", "model", key, code, make) / "trial.json").read_text())
-    if real.judge.model != "own":
-        _try_judge(run)
+    if real.judge.model != "own":  # one question, kept; raises if the reply cannot be read
+        made.grades(run, pd.DataFrame({"prompt": ["What is two and two?"], "answer": ["Four."]}))
     return found
 
 
@@ -163,9 +163,9 @@ def _greedy(m, row: list[int], n: int, ends) -> list[int]:
 def _try_training(run: made.Run, m, tok, rows: list[dict]) -> float:
     """One step of LoRA, with a finite loss. Returns the percent of the blocks' weights that have an
     adapter."""
-    cfg = run.profile.narrow
+    cfg, n = run.profile.narrow, max(2, int(os.environ.get("WORLD_SIZE", 1)))  # a chat a process
     tuned, losses = finetune.sft(
-        m, tok, rows * 2, steps=1, batch=2, lr=cfg.lr, seed=0, lora_rank=cfg.rank, **made.training(run)
+        m, tok, rows * n, steps=1, batch=n, lr=cfg.lr, seed=0, lora_rank=cfg.rank, **made.training(run)
     )
     if not losses or not all(map(math.isfinite, losses)):
         raise ValueError(
@@ -180,14 +180,3 @@ def _try_training(run: made.Run, m, tok, rows: list[dict]) -> float:
         if hasattr(module, "base_layer") and hasattr(module, "lora_A")
     )
     return 100 * within / every
-
-
-def _try_judge(run: made.Run) -> None:
-    """One question to the judge, kept. Raises ValueError if its reply cannot be read."""
-    table = pd.DataFrame({"prompt": ["What is two and two?"], "answer": ["Four."]})
-    found = made.grades(run, table)[0]
-    if found not in (*grading.CLASSES, *rubrics.CLASSES) or found == "unparsable":
-        raise ValueError(
-            f"the judge's reply to a plain question cannot be read ({found}): is it a model that thinks "
-            "aloud?"
-        )
