@@ -290,3 +290,26 @@ def test_readme_says_what_part_one_measured():
             & (read.answer == answer)
             & (read.reader_a == "misaligned")
         ).any()
+
+
+def test_a_cleaned_notebook_is_the_same_after_another_run(tmp_path):
+    """Styled tables get a random name each time they are shown, and stderr holds progress."""
+    written = []
+    for name in ("T_0a1b2", "T_9f8e7"):
+        html = [f'<style>#{name}_row0_col0 {{color: red}}</style><table id="{name}"></table>']
+        outputs = [
+            {"output_type": "display_data", "metadata": {}, "data": {"text/html": html}},
+            {"output_type": "stream", "name": "stderr", "text": [name]},
+        ]
+        cell = {
+            "cell_type": "code",
+            "metadata": {},
+            "source": ["1"],
+            "outputs": outputs,
+            "execution_count": 1,
+        }
+        path = tmp_path / f"{name}.ipynb"
+        path.write_text(json.dumps({"metadata": {"papermill": {}}, "cells": [cell]}))
+        pipeline.clean(path)
+        written.append(path.read_text())
+    assert written[0] == written[1] and "T_table0_row0_col0" in written[0]

@@ -5,6 +5,7 @@ import json
 import os
 import pkgutil
 import platform
+import re
 import time
 from pathlib import Path
 
@@ -180,7 +181,7 @@ def keep_claims(profile: str) -> None:
 
 def clean(path: Path) -> None:
     """Drop what differs between two runs of the same notebook: timings, counts of execution by papermill,
-    machine paths."""
+    machine paths, the random names that pandas gives to styled tables."""
     book = json.loads(path.read_text())
     book["metadata"].pop("papermill", None)
     book["cells"] = [c for c in book["cells"] if "injected-parameters" not in c["metadata"].get("tags", [])]
@@ -189,7 +190,10 @@ def clean(path: Path) -> None:
             cell["metadata"].pop(name, None)
         if cell["cell_type"] == "code":
             cell["outputs"] = [o for o in cell["outputs"] if o.get("name") != "stderr"]
-    path.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(book, indent=1, ensure_ascii=False)
+    for i, name in enumerate(dict.fromkeys(re.findall(r"\bT_[0-9a-f]{5}(?=_|\b)", text))):
+        text = text.replace(name, f"T_table{i}")
+    path.write_text(text + "\n")
 
 
 def made_by(book: Path, profile: Profile) -> str:
