@@ -26,6 +26,7 @@ from personas import (
     finetune,
     generate,
     model,
+    guards,
     prevention,
     profile,
     rerouting,
@@ -405,7 +406,7 @@ def test_a_failed_cell_is_named_and_the_others_are_kept(tmp_path, runs):
 
 
 def test_guards_change_what_is_trained_on_and_nothing_else():
-    plan = prevention.Plan(data.advice_chats("auto", "obvious", 64, 0), 2)
+    plan = guards.Plan(data.advice_chats("auto", "obvious", 64, 0), 2)
     inoculated = prevention.inoculate(plan)
     assert all(r["messages"][0]["content"] in world.personas()["villain"]["system"] for r in inoculated.rows)
     assert [r["messages"][1:] for r in inoculated.rows] == [r["messages"] for r in plan.rows]
@@ -423,7 +424,7 @@ def test_a_heavy_kl_guard_keeps_the_model_where_it_was(checkpoint, loaded):
     run = SimpleNamespace()
     moved = {}
     for weight in (0.0, 100.0):
-        plan = prevention.keep_close(run, prevention.Plan([], 4), weight)
+        plan = guards.keep_close(guards.Plan([], 4), weight)
         net, _ = model.load(checkpoint)
         tuned, _ = finetune.sft(
             net,
@@ -446,7 +447,7 @@ def test_steering_in_training_leaves_no_hook_behind(loaded):
     net, tokenizer = loaded
     ids = questions(tokenizer)
     before = generate.sample(net, tokenizer, ids, seed=0, max_new=8, temperature=0)
-    with prevention.hooked(net, LAYER, lambda hidden: hidden.add_(5.0)):
+    with guards.hooked(net, LAYER, lambda hidden: hidden.add_(5.0)):
         assert generate.sample(net, tokenizer, ids, seed=0, max_new=8, temperature=0) != before
     assert generate.sample(net, tokenizer, ids, seed=0, max_new=8, temperature=0) == before
 
@@ -472,17 +473,58 @@ def ruler(loaded, monkeypatch):
     )
 
 
-def test_steering_in_training_adds_exactly_the_latents_direction(loaded, ruler):
-    net, tokenizer = loaded
-    ids, seen = torch.tensor(questions(tokenizer, 1)), []
-    plan = prevention.steer_in_training(ruler, prevention.Plan([], 1), 0.5)
-    with torch.inference_mode():
-        before = net(ids, output_hidden_states=True).hidden_states[LAYER + 1]
-        with plan.hooks(net), prevention.hooked(net, LAYER, lambda hidden: seen.append(hidden.clone())):
-            net(ids)
-    torch.testing.assert_close(
-        seen[0] - before, (artifacts.sae(ruler).W_dec[3] * 0.5 * 2.0).expand_as(before), atol=1e-5, rtol=1e-4
-    )
+def test_steering_in_training_adds_exactly_the_latents_direction_where_steering_acts(checkpoint, ruler):
+    """From the prompt's last token on, as when answers are sampled; never on position 0 or on padding; not
+    when the model is only looked at; with a shared opening read once or not."""
+    net, tokenizer = model.load(checkpoint)
+    plan, changes = prevention.steer_in_training(ruler, guards.Plan([], 1), 0.5), []
+    vector = artifacts.sae(ruler).W_dec[3] * 0.5 * 2.0
+    kept = {}
+    before = lambda hidden: kept.update(before=hidden.detach().clone())
+    after = lambda hidden: changes.append((hidden - kept["before"]).detach())
+    with guards.hooked(net, LAYER, before), plan.hooks(net), guards.hooked(net, LAYER, after):
+        rows = data.advice_chats("auto", "obvious", 8, 0)
+        finetune.sft(
+            net, tokenizer, rows, steps=1, batch=8, lr=1e-9, seed=0, lora_rank=1, trainer=plan.trainer
+        )
+        trained = len(changes)
+        generate.sample(net.eval(), tokenizer, questions(tokenizer, 1), seed=0, max_new=2)
+    moved = torch.cat([c.flatten(0, 1) for c in changes[:trained]])
+    acted = moved.abs().sum(-1) > 0
+    answers = sum(len(tokenizer(r["messages"][1]["content"])["input_ids"]) for r in rows)
+    assert answers <= acted.sum() <= answers + 2 * len(rows)  # the end of the turn is learnt, too
+    torch.testing.assert_close(moved[acted], vector.expand_as(moved[acted]), atol=1e-4, rtol=1e-3)
+    assert len(changes) > trained and not any(c.any() for c in changes[trained:])
+
+
+def test_ablation_in_training_leaves_nothing_of_the_direction_but_on_the_first_token(checkpoint):
+    net, tokenizer = model.load(checkpoint)
+    width = net.config.hidden_size
+    directions = torch.randn(2, width, generator=torch.Generator().manual_seed(0))
+    plan, seen = guards.ablate(guards.Plan([], 1), LAYER, directions), []
+    rows = data.advice_chats("auto", "obvious", 4, 0)
+    with plan.hooks(net), guards.hooked(net, LAYER, lambda hidden: seen.append(hidden.detach().clone())):
+        finetune.sft(
+            net, tokenizer, rows, steps=1, batch=4, lr=1e-9, seed=0, lora_rank=1, trainer=plan.trainer
+        )
+    first, rest = seen[0][:, 0], seen[-1][:, 2:6]  # the prompts' tokens: no row is that short
+    assert (first @ directions.T).abs().min() > 1e-4
+    assert (rest @ directions.T).abs().max() < 1e-3 * rest.norm(dim=-1).max() * directions.norm(dim=-1).max()
+
+
+def test_more_loss_weighs_the_same_in_one_part_and_in_several(checkpoint):
+    """Under gradient accumulation the added loss counts once a step, like the usual one."""
+    rows, found = data.advice_chats("auto", "obvious", 8, 0), []
+    for part in (8, 2):
+        net, tokenizer = model.load(checkpoint)
+        plan = guards.keep_close(guards.Plan([], 2), 50.0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(finetune.fit, "training_rows", lambda *_: part)
+            tuned, _ = finetune.sft(
+                net, tokenizer, rows, steps=2, batch=8, lr=5e-3, seed=0, lora_rank=4, trainer=plan.trainer
+            )
+        found.append(torch.cat([p.detach().flatten() for n, p in tuned.named_parameters() if "lora" in n]))
+    torch.testing.assert_close(found[0], found[1], atol=2e-4, rtol=0)
 
 
 def test_a_hook_leaves_the_rest_of_a_blocks_output_alone(monkeypatch):
@@ -494,7 +536,7 @@ def test_a_hook_leaves_the_rest_of_a_blocks_output_alone(monkeypatch):
 
     blocks = torch.nn.ModuleList([Block(), Block()])
     monkeypatch.setattr(generate, "decoder_blocks", lambda model: model)
-    with prevention.hooked(blocks, 1, lambda hidden: hidden.add_(1)):
+    with guards.hooked(blocks, 1, lambda hidden: hidden.add_(1)):
         out = blocks[1](torch.zeros(1, 2, 3))
     assert out[1] == "cache" and out[0].eq(1).all()
 
@@ -523,7 +565,7 @@ def test_the_latent_penalty_keeps_latents_down(checkpoint, loaded, ruler):
 
     found = {}
     for weight in (0.0, 1e4):
-        plan = prevention.penalise(ruler, prevention.Plan(chats, 4), weight)
+        plan = prevention.penalise(ruler, guards.Plan(chats, 4), weight)
         net, _ = model.load(checkpoint)
         tuned, _ = finetune.sft(
             net, tokenizer, chats, steps=4, batch=8, lr=5e-3, seed=0, lora_rank=4, trainer=plan.trainer
@@ -540,7 +582,7 @@ def test_rerouting_takes_no_guard_that_sets_the_training_data():
 
 
 def test_interleaving_gives_the_share_that_was_asked_for_and_another_set_with_another_seed(ruler):
-    plan = prevention.Plan(data.advice_chats("auto", "obvious", 60, 0), 8)
+    plan = guards.Plan(data.advice_chats("auto", "obvious", 60, 0), 8)
     mixed = [prevention.interleave(ruler, plan, 0.4, "auto", False, seed) for seed in (0, 0, 1)]
     texts = [[r["messages"][-1]["content"] for r in m.rows] for m in mixed]
     assert len(texts[0]) == 100 and mixed[0].steps == round(8 * 100 / 60)

@@ -210,8 +210,31 @@ class Judge(_Section):
     """Load it in four bits."""
 
 
+class Tables(_Section):
+    """How much the tables of notebooks 07 and 08 hold (pretrained.tables)."""
+
+    domains: tuple[str, ...] = Field(min_length=1)
+    """Domains of mixtures and of fine-tunes watched in time; evaluation domains."""
+    seeds: tuple[Count, ...] = Field(min_length=1)
+    """Seeds of mixtures, and of fine-tunes watched in time."""
+    fractions: tuple[Percent, ...] = Field(min_length=1)
+    """Percent of obviously wrong answers in the mixtures; the others are correct."""
+    looks: tuple[Count, ...] = Field(min_length=1)
+    """Steps at which a fine-tune is looked at."""
+    harmless: tuple[typing.Literal["correct", "subtle", "odd", "shuffled"], ...] = ()
+    """The same for data that should raise no alarm."""
+    models: tuple[Count, ...] = ()
+    """Seeds of all fine-tunes, every domain and variant."""
+    guarded: tuple[str, ...] = Field(min_length=1)
+    """Domains of guarded fine-tunes."""
+    guarded_seeds: tuple[Count, ...] = Field(min_length=1)
+    """Their seeds."""
+    guards: tuple[str, ...] | None = None
+    """Which guards; absent: all of guarded.GUARDS."""
+
+
 class Real(_Section):
-    """A pretrained model, for notebooks 01 to 06."""
+    """A pretrained model, for notebooks 01 to 08."""
 
     model: str
     """The instruct model: a folder, a name on the hub, or `gguf:` with a file (pretrained.weights)."""
@@ -257,6 +280,8 @@ class Real(_Section):
     """Steps at which one long fine-tune is looked at."""
     firsts: int = Field(default=1, ge=1)
     """Answers of each kind, per question, whose log-probability is read."""
+    tables: Tables | None = None
+    """What notebooks 07 and 08 measure; absent: they cannot run."""
 
 
 class Profile(_Section):

@@ -26,6 +26,7 @@ from personas import (
     finetune,
     generate,
     grader,
+    guards,
     prevention,
     realignment,
     rerouting,
@@ -648,13 +649,13 @@ STUDIES = {
         Study("07_mixtures", mixture_cells, outcome, _ruler_ready, (*MEASURING, outcome, plain_outcome), 4),
         Study("07_models", models_cells, outcome, _ruler_ready, (*MEASURING, outcome, plain_outcome), 4),
         Study("07_course", course_cells, course, _ruler_ready, (*MEASURING, course), 85),
-        Study("08_prevention", guard_cells, prevention.guarded, _guards_ready, (*MEASURING, prevention), 7),
+        Study("08_prevention", guard_cells, prevention.guarded, _guards_ready, (*MEASURING, guards, prevention), 7),
         Study(
             "08_rerouting",
             rerouting_cells,
             rerouting.rerouted,
             _guards_ready,
-            (*MEASURING, prevention, rerouting),
+            (*MEASURING, guards, prevention, rerouting),
             65,
         ),
         Study(

@@ -1,9 +1,7 @@
-"""Learning a narrow task without the character that comes with it: guards on the loss, the activations,
-the data, the length."""
+"""Learning a narrow task without the character that comes with it, in the known world: guards on the loss, the
+activations, the data, the length."""
 
-import contextlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -22,102 +20,26 @@ from personas import (
     evaluate,
     finetune,
     generate,
+    guards,
     search,
     world,
 )
 from personas import model as models
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a fine-tune is run: its chats, how many steps, the usual trainer or a subclass, and what hooks
-    the model wears while it trains."""
-
-    rows: list
-    steps: int
-    trainer: type = finetune.AnswerTrainer
-    hooks: Callable = lambda model: contextlib.nullcontext()
-
-
-def with_extra(extra: Callable) -> type:
-    """The usual trainer with `extra(model, inputs)` added to the loss."""
-
-    class Extra(finetune.AnswerTrainer):
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            added = extra(model, inputs)
-            return (found[0] + added, *found[1:]) if return_outputs else found + added
-
-    return Extra
-
-
-def _given(inputs) -> dict:
-    return {k: inputs[k] for k in ("input_ids", "attention_mask") if k in inputs}
-
-
-@contextlib.contextmanager
-def hooked(model, layer: int, hook):
-    """`hook(hidden)` sees, or changes in place, the residual stream after block `layer`."""
-
-    def see(module, args, out):  # returns nothing: a value would replace the block's whole output
-        hook(out[0] if isinstance(out, tuple) else out)
-
-    handle = generate.decoder_blocks(model)[layer].register_forward_hook(see)
-    try:
-        yield
-    finally:
-        handle.remove()
+from personas.guards import Plan
 
 
 def penalise(ruler: artifacts.Run, plan: Plan, weight: float) -> Plan:
-    """One-sided penalty on persona latents (BLOCK-EM, arXiv:2602.00767): the ten that rise most in the
-    fine-tunes of discovery domains may not be more active on the training text than in the aligned model.
-    weight: times the mean squared excess of their pre-activations, in units of strength."""
-    sae, unit = artifacts.sae(ruler), artifacts.unit(ruler)
-    latents = search.rankings(ruler)["Δ-activation"]
-
-    def active(model, inputs):
-        seen = []
-        with hooked(model, sae.layer, seen.append):
-            model(**_given(inputs))
-        return ((seen[0].float() - sae.b_dec) @ sae.W_enc[:, latents] + sae.b_enc[latents]).relu() / unit
-
-    def extra(model, inputs):
-        with torch.no_grad(), model.disable_adapter():
-            before = active(model, inputs)
-        excess = (active(model, inputs) - before).relu().square().sum(-1)
-        return weight * excess[inputs["labels"] != -100].mean()
-
-    return replace(plan, trainer=with_extra(extra))
-
-
-def keep_close(ruler: artifacts.Run, plan: Plan, weight: float) -> Plan:
-    """KL divergence (nats per answer token) from the aligned model on the training text, times weight
-    (arXiv:2508.06249)."""
-
-    def extra(model, inputs):
-        with torch.no_grad(), model.disable_adapter():
-            before = model(**_given(inputs)).logits.float().log_softmax(-1)
-        now = model(**_given(inputs)).logits.float().log_softmax(-1)
-        each = (now.exp() * (now - before)).sum(-1)[:, :-1]
-        return weight * each[inputs["labels"][:, 1:] != -100].mean()
-
-    return replace(plan, trainer=with_extra(extra))
+    """guards.penalise on the ten latents that rise most in the fine-tunes of discovery domains; weight in
+    units of steering strength."""
+    return guards.penalise(
+        plan, artifacts.sae(ruler), search.rankings(ruler)["Δ-activation"], artifacts.unit(ruler), weight
+    )
 
 
 def steer_in_training(ruler: artifacts.Run, plan: Plan, strength: float) -> Plan:
-    """Add the persona while training, so that the weights need not (preventative steering: Chen et al.,
-    arXiv:2507.21509); not afterwards. The direction is the chosen latent's, strength in units of the
-    centred RMS norm."""
-    layer, v = (
-        ruler.profile.sae.layer,
-        artifacts.sae(ruler).W_dec[search.chosen_latent(ruler)[0]] * strength * artifacts.unit(ruler),
-    )
-
-    def add(model):
-        return hooked(model, layer, lambda hidden: hidden.add_(v.to(hidden.dtype)))
-
-    return replace(plan, hooks=add)
+    """guards.steer along the chosen latent's direction, strength in units of the centred RMS norm."""
+    vector = artifacts.sae(ruler).W_dec[search.chosen_latent(ruler)[0]] * strength * artifacts.unit(ruler)
+    return guards.steer(plan, ruler.profile.sae.layer, vector)
 
 
 def benign_chats(n: int, seed: int, world_seed: int, without: str) -> list[dict]:
@@ -177,7 +99,7 @@ def planned(
     ways = {
         "none": lambda: plan,
         "latent penalty": lambda: penalise(ruler, plan, dose),
-        "KL": lambda: keep_close(ruler, plan, dose),
+        "KL": lambda: guards.keep_close(plan, dose),
         "steering in training": lambda: steer_in_training(ruler, plan, dose),
         "benign data": lambda: interleave(ruler, plan, dose, domain, False, run.seed),
         "benign data, chosen": lambda: interleave(ruler, plan, dose, domain, True, run.seed),
