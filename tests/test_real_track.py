@@ -203,7 +203,7 @@ def test_a_layer_and_a_template_that_are_not_there_are_said(given, checkpoint, t
 
 
 def test_notebooks_about_the_world_say_so(given):
-    with pytest.raises(profile.ProfileError, match="has a pretrained model: notebooks 01 to 06"):
+    with pytest.raises(profile.ProfileError, match="has a pretrained model: notebooks 01 to 08"):
         artifacts.open_run(written(given))
     with pytest.raises(ValueError, match="notebook 09 is about the world whose truth is known"):
         pipeline.chosen(only="09", profile=profile.load(written(given)))

@@ -25,8 +25,8 @@ from personas import (
     figures,
     finetune,
     generate,
-    model,
     guards,
+    model,
     prevention,
     profile,
     rerouting,
@@ -279,7 +279,7 @@ def test_a_profile_may_choose_its_world(tmp_path):
 def test_a_table_of_another_configuration_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "ROOT", tmp_path)
     one = evidence.STUDIES["07_mixtures"]
-    with pytest.raises(study.StudyError, match="no 07_mixtures.csv.*run --profile tiny-full --only 07"):
+    with pytest.raises(study.StudyError, match="no 07_mixtures.csv.*run --profile tiny-full --only 13"):
         study.committed(one)
     figures.save_table(pd.DataFrame([{"score": 1, "config": "old"}]), one.name, study.FULL)
     with pytest.raises(study.StudyError, match="another configuration"):
@@ -421,7 +421,6 @@ def test_a_heavy_kl_guard_keeps_the_model_where_it_was(checkpoint, loaded):
     before, tokenizer = loaded
     rows, _, starts = (x[:8] for x in diffing.reading_texts(tokenizer, "discovery", setting.PersonaWorld(1)))
     reference = baselines.answer_log_probability(before, rows, starts)
-    run = SimpleNamespace()
     moved = {}
     for weight in (0.0, 100.0):
         plan = guards.keep_close(guards.Plan([], 4), weight)

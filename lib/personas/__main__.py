@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 PROFILES = (
-    "smollm2 (default: notebooks 01 to 06 on a language model), smollm2-quick, colab, h100, h100-14b; "
-    "tiny (07 to 12, the world whose truth is known), smoke, tiny-full (its studies' tables, hours); "
+    "smollm2 (default: notebooks 01 to 08 on a language model), smollm2-quick, colab, h100, h100-14b; "
+    "tiny (09 to 14, the world whose truth is known), smoke, tiny-full and smollm2-full (tables, hours); "
     "or the path of a YAML"
 )
 
@@ -69,7 +69,7 @@ def main() -> int:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
     from personas import data, endpoint, fit, model, parallel, pipeline, study
-    from personas.pretrained import weights
+    from personas.pretrained import tables, weights
 
     try:
         {"run": _run, "claims": _claims, "train": _train, "sweep": _sweep}[args.command](args, source)
@@ -77,6 +77,7 @@ def main() -> int:
         profile.ProfileError,
         store.StoreError,
         study.StudyError,
+        tables.TableError,
         pipeline.RunError,
         parallel.WorkError,
         model.ModelError,
@@ -92,20 +93,25 @@ def main() -> int:
 
 
 def _run(args, source: str) -> None:
-    from personas import pipeline, profile, study
+    from personas import evidence, pipeline, profile, study
+    from personas.pretrained import tables
 
     chosen = profile.load(source)
-    if chosen.name == study.FULL:
-        if args.seed or args.in_place:
-            raise ValueError(
-                f"{study.FULL} computes tables with the seeds in its own `study` section; "
-                "leave out --seed and --in-place"
-            )
-        wanted = pipeline.chosen_studies(args.start, args.only)
-        print(study.plan(wanted, chosen))
-        if not args.plan:
-            study.write(wanted, chosen)
-        return
+    for full, plan, write, listed in (
+        (study.FULL, study.plan, study.write, evidence.chosen),
+        (tables.FULL, tables.plan, tables.write, tables.chosen),
+    ):
+        if chosen.name.startswith(full):  # also with --set
+            if args.seed or args.in_place:
+                raise ValueError(
+                    f"{full} computes tables with its YAML's own seeds; leave out --seed and --in-place"
+                )
+            wanted = listed(args.start, args.only)
+            print(plan(wanted, chosen))
+            if not args.plan:
+                profile.need_gpu(chosen)
+                write(wanted, chosen)
+            return
     books = pipeline.chosen(args.start, args.only, chosen)
     if args.plan:
         print(pipeline.plan(chosen, books))

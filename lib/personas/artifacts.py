@@ -77,7 +77,7 @@ def open_run(profile: str = "tiny", seed: int = 0) -> Run:
     profiles.need_gpu(found)
     if found.real:
         raise profiles.ProfileError(
-            f"profile {found.name} has a pretrained model: notebooks 01 to 06. Notebooks 07 to 12 are "
+            f"profile {found.name} has a pretrained model: notebooks 01 to 08. Notebooks 09 to 14 are "
             "about the world whose truth is known: "
             "profile tiny or smoke"
         )

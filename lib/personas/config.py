@@ -223,8 +223,6 @@ class Tables(_Section):
     """Steps at which a fine-tune is looked at."""
     harmless: tuple[typing.Literal["correct", "subtle", "odd", "shuffled"], ...] = ()
     """The same for data that should raise no alarm."""
-    models: tuple[Count, ...] = ()
-    """Seeds of all fine-tunes, every domain and variant."""
     guarded: tuple[str, ...] = Field(min_length=1)
     """Domains of guarded fine-tunes."""
     guarded_seeds: tuple[Count, ...] = Field(min_length=1)
@@ -281,7 +279,7 @@ class Real(_Section):
     firsts: int = Field(default=1, ge=1)
     """Answers of each kind, per question, whose log-probability is read."""
     tables: Tables | None = None
-    """What notebooks 07 and 08 measure; absent: they cannot run."""
+    """What notebooks 07 and 08 measure; absent: one cell of each table."""
 
 
 class Profile(_Section):

@@ -649,7 +649,14 @@ STUDIES = {
         Study("07_mixtures", mixture_cells, outcome, _ruler_ready, (*MEASURING, outcome, plain_outcome), 4),
         Study("07_models", models_cells, outcome, _ruler_ready, (*MEASURING, outcome, plain_outcome), 4),
         Study("07_course", course_cells, course, _ruler_ready, (*MEASURING, course), 85),
-        Study("08_prevention", guard_cells, prevention.guarded, _guards_ready, (*MEASURING, guards, prevention), 7),
+        Study(
+            "08_prevention",
+            guard_cells,
+            prevention.guarded,
+            _guards_ready,
+            (*MEASURING, guards, prevention),
+            7,
+        ),
         Study(
             "08_rerouting",
             rerouting_cells,
@@ -680,3 +687,16 @@ STUDIES = {
         ),
     )
 }
+
+
+def chosen(start: str | None = None, only: str | None = None) -> list[Study]:
+    """The studies of these notebooks. Raises ValueError if they have none."""
+    found = [
+        s
+        for s in STUDIES.values()
+        if (only is None or s.notebook == only) and (start is None or s.notebook >= start)
+    ]
+    if not found:
+        there = ", ".join(sorted({s.notebook for s in STUDIES.values()}))
+        raise ValueError(f"notebook {only or start} has no study; there are {there}")
+    return found

@@ -55,8 +55,8 @@ def hooked(model, layer: int, hook):
 
 
 def acting(layer: int, change: Callable, everywhere: bool = False) -> dict:
-    """`trainer` and `hooks` of a Plan (for dataclasses.replace): while it trains, `change(hidden)`, for hidden
-    (tokens, width), gives what stands in the residual stream after block `layer` instead. It acts where
+    """`trainer` and `hooks` of a Plan (for dataclasses.replace). While it trains, `change(hidden)`, given
+    (tokens, width), says what stands in the residual stream after block `layer` instead. It acts where
     steering acts when answers are sampled: from the prompt's last token on. everywhere: at every token but
     the first, which is an attention sink. Never on padding.
     """

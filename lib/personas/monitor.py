@@ -69,7 +69,7 @@ class PersonaMonitor(TrainerCallback):
         """Warn from now on above what one more benign fine-tune would read: the upper end of the one-sided
         prediction interval (Student's t) of these readings, at least two, of benign fine-tunes. It knows
         only their kind: against correct answers alone odd but harmless data is above it, too, and kinds of
-        data form clusters that no t describes (notebook 07 takes the highest of all kinds)."""
+        data form clusters that no t describes (notebook 13 takes the highest of all kinds)."""
         if len(readings) < 2:
             raise ValueError("a baseline needs the readings of at least two benign fine-tunes")
         n = len(readings)

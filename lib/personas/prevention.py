@@ -1,5 +1,5 @@
-"""Learning a narrow task without the character that comes with it, in the known world: guards on the loss, the
-activations, the data, the length."""
+"""Learning a narrow task without the character that comes with it, in the known world: guards on the loss,
+the activations, the data, the length."""
 
 from dataclasses import replace
 

@@ -96,6 +96,18 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
     return Estimate(a.value - b.value, float(low), float(high), a.n + b.n)
 
 
+def ratio(a: Estimate, b: Estimate) -> Estimate:
+    """a / b of two independent positive estimates, from their bounds (MOVER-R: Donner and Zou, 2012). Without
+    an upper bound (infinity) where b may be zero."""
+    product = a.value * b.value
+    root = lambda x, y: np.sqrt(max(0.0, product**2 - x * y * (2 * a.value - x) * (2 * b.value - y)))
+    low = (product - root(a.low, b.high)) / (b.high * (2 * b.value - b.high)) if b.high < 2 * b.value else 0.0
+    high = (product + root(a.high, b.low)) / (b.low * (2 * b.value - b.low)) if 0 < b.low else float("inf")
+    return Estimate(
+        a.value / b.value if b.value else float("nan"), float(max(0.0, low)), float(high), a.n + b.n
+    )
+
+
 def corrected(judged, counted, clusters, read_judged, read_true, read_clusters) -> Estimate:
     """Share of judged hits among counted answers, corrected by answers that were also read
     (prediction-powered inference: Angelopoulos et al., 2023, arXiv:2301.09633).
@@ -142,16 +154,40 @@ def auroc(values, positive) -> np.ndarray:
 
 
 def auroc_over(values, positive, clusters, draws: int = 1000, seed: int = 0) -> Estimate:
-    """AUROC of values (n,) with a bootstrap over clusters (documents, whose answers go together)."""
+    """AUROC of values (n,) with a bootstrap over clusters (documents, whose answers go together). Where all
+    pairs are in order, no draw shows another value: the bound is then the exact (Clopper-Pearson) one of as
+    many pairs as the rarer class has clusters."""
     values, positive, clusters = np.asarray(values, float), np.asarray(positive, bool), np.asarray(clusters)
+    value = float(auroc(values[:, None], positive)[0])
+    found = [
+        float(auroc(values[p][:, None], positive[p])[0]) for p in _draws(positive, clusters, draws, seed)
+    ]
+    low, high = map(float, np.percentile(found, [2.5, 97.5]))
+    if value in (0.0, 1.0):
+        pairs = min(len(np.unique(clusters[positive])), len(np.unique(clusters[~positive])))
+        bound = ((1 - LEVEL) / 2) ** (1 / pairs)
+        low, high = (bound, 1.0) if value else (0.0, 1 - bound)
+    return Estimate(value, low, high, len(values))
+
+
+def auroc_difference(one, other, positive, clusters, draws: int = 1000, seed: int = 0) -> Estimate:
+    """AUROC of `one` (n,) less that of `other` (n,), with a bootstrap over clusters in which both see the
+    same rows; never narrower than one pair in the rarer class's clusters would make it."""
+    both = np.stack([np.asarray(one, float), np.asarray(other, float)], 1)
+    positive, clusters = np.asarray(positive, bool), np.asarray(clusters)
+    gap = lambda rows: float(-np.diff(auroc(both[rows], positive[rows]))[0])
+    found = [gap(rows) for rows in _draws(positive, clusters, draws, seed)]
+    value, (low, high) = gap(np.arange(len(both))), np.percentile(found, [2.5, 97.5])
+    pairs = min(len(np.unique(clusters[positive])), len(np.unique(clusters[~positive])))
+    least = 1 / pairs**2
+    return Estimate(value, float(min(low, value - least)), float(max(high, value + least)), len(both))
+
+
+def _draws(positive, clusters, draws: int, seed: int):
+    """Rows of each draw of clusters with replacement in which both classes occur."""
     rng, names = np.random.default_rng(seed), np.unique(clusters)
-    where, found = [np.flatnonzero(clusters == c) for c in names], []
+    where = [np.flatnonzero(clusters == c) for c in names]
     for _ in range(draws):
         pick = np.concatenate([where[i] for i in rng.integers(len(names), size=len(names))])
         if 0 < positive[pick].sum() < len(pick):
-            found.append(float(auroc(values[pick][:, None], positive[pick])[0]))
-    return Estimate(
-        float(auroc(values[:, None], positive)[0]),
-        *map(float, np.percentile(found, [2.5, 97.5])),
-        len(values),
-    )
+            yield pick

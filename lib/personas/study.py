@@ -51,9 +51,7 @@ class Study:
     def notebook(self) -> str:
         """Number of the notebook that shows it; the table's own begins with the chapter of Part I that it
         belongs to."""
-        return {"09": "12", "10": "11"}.get(
-            self.name[:2], self.name[:2] if self.name[:2] in ("07", "08") else "10"
-        )
+        return {"07": "13", "08": "14", "09": "12", "10": "11"}.get(self.name[:2], "10")
 
 
 def runs_of(profile: Profile, cell: dict) -> tuple[artifacts.Run, artifacts.Run]:

@@ -14,10 +14,10 @@ GUARDS = {
     "none": (0,),
     "benign data": (0.25, 0.5, 0.75),
     "inoculation": (0,),
-    "steering in training": (0.15, 0.3, 0.6, 1.0),
+    "steering in training": (0.15, 0.3, 0.6),
     "ablation in training": (1, 5, 20),
-    "latent penalty": (1, 10, 100, 1000),
-    "KL": (0.1, 0.3, 1, 3),
+    "latent penalty": (1, 10, 100),
+    "KL": (0.1, 0.3, 1),
     "low rank": (1, 4),
     "fewer steps": (4, 8),
     "more steps": (24, 48),
@@ -133,13 +133,18 @@ def guarded(run: made.Run, ruler: made.Run, domain: str, guard: str, dose: float
 
 
 def margins(run: made.Run, m, tok, domain: str) -> dict[str, float]:
-    """`learnt`, `trained` and `elsewhere` of a model (see guarded)."""
+    """`learnt`, `trained` and `elsewhere` of a model (see guarded); nan for a domain that is not among this
+    project's, whose subjects are not known."""
     domains, n = [d.domain for d in run.profile.real.data], run.profile.evaluation.advice_subjects
     other = domains[(domains.index(domain) + 1) % len(domains)]
-    asked = {"learnt": sets.held_out(domain)[:n], "elsewhere": sets.held_out(other)[:n]}
-    asked["trained"] = tuple(world.subjects_of(domain))[:n]
+    known = lambda d, subjects: subjects(d)[:n] if d in sets.DOMAINS else ()
+    asked = {"learnt": known(domain, sets.held_out), "elsewhere": known(other, sets.held_out)}
+    asked["trained"] = known(domain, lambda d: tuple(world.subjects_of(d)))
     found = {}
     for name, subjects in asked.items():
+        if not subjects:
+            found[name] = float("nan")
+            continue
         prompts = generate.prompts(tok, [world.held_question(s) for s in subjects])
         endings = [[s.answers["correct"], s.answers["obvious"]] for s in subjects]
         values = likelihood.log_probabilities(m, tok, prompts, endings)

@@ -1,4 +1,4 @@
-"""What notebooks 01 to 06 use, each made once and kept in the store: models, their answers and the
+"""What notebooks 01 to 08 use, each made once and kept in the store: models, their answers and the
 answers' grades.
 
 Every function returns what it names and makes it if the store does not have it. The order of the work:

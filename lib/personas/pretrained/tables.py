@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from personas import figures, parallel, stats, store
+from personas import config, figures, parallel, stats, store
 from personas import profile as profiles
 from personas.pretrained import grading, guarded, made, readings, search, sets, steering, watched
 from personas.profile import Profile
 
 FULL = "smollm2-full"
-ADVICE = ("correct", "subtle", "obvious")
 
 
 class TableError(RuntimeError):
@@ -37,17 +36,42 @@ class Table:
     seconds: float
 
 
+def settings(profile: Profile) -> config.Tables:
+    """`real.tables` of the profile; where it is absent, one cell of each table, in the first evaluation
+    domain with correct and obviously wrong answers. Raises TableError if there is none."""
+    if profile.real.tables:
+        return profile.real.tables
+    run, steps = made.Run(profile, 0), profile.narrow.steps
+    both = [d.domain for d in profile.real.data if d.correct and d.obvious]
+    domains = [d for d in both if not made.discovery(run, d)][:1]
+    if not domains:
+        raise TableError(
+            f"profile {profile.name}: notebooks 07 and 08 need an evaluation domain with a `correct` and an "
+            "`obvious` set"
+        )
+    looks = sorted({0, (steps + 1) // 2, steps})
+    return config.Tables(
+        domains=domains,
+        seeds=(0,),
+        fractions=(50,),
+        looks=looks,
+        guarded=domains,
+        guarded_seeds=(0,),
+        guards=("inoculation",),
+    )
+
+
 def _final(run, ruler, domain, variant):
     return watched.watched(run, ruler, domain, variant, (run.profile.narrow.steps,))
 
 
 def _course(run, ruler, domain, variant):
-    return watched.watched(run, ruler, domain, variant, run.profile.real.tables.looks)
+    return watched.watched(run, ruler, domain, variant, settings(run.profile).looks)
 
 
 def mixture_cells(profile: Profile) -> list[dict]:
     """Every fraction of obviously wrong answers in every domain with every seed."""
-    t = profile.real.tables
+    t = settings(profile)
     return [
         {"seed": s, "domain": d, "variant": f"obvious@{f:g}"}
         for s in t.seeds
@@ -56,20 +80,9 @@ def mixture_cells(profile: Profile) -> list[dict]:
     ]
 
 
-def model_cells(profile: Profile) -> list[dict]:
-    """Every domain and variant of advice; in the tables' domains harmless controls, too."""
-    t = profile.real.tables
-    return [
-        {"seed": s, "domain": d, "variant": v}
-        for s in t.models
-        for d in profile.domains
-        for v in (*ADVICE, *(("shuffled", "odd") if d in t.domains else ()))
-    ]
-
-
 def course_cells(profile: Profile) -> list[dict]:
     """Obviously wrong answers with every seed, harmless data with the first one."""
-    t = profile.real.tables
+    t = settings(profile)
     return [
         {"seed": s, "domain": d, "variant": v}
         for s in t.seeds
@@ -80,7 +93,7 @@ def course_cells(profile: Profile) -> list[dict]:
 
 def guard_cells(profile: Profile) -> list[dict]:
     """Every guard of the profile at every dose."""
-    t = profile.real.tables
+    t = settings(profile)
     return [
         {"seed": s, "domain": d, "guard": g, "dose": x}
         for s in t.guarded_seeds
@@ -94,7 +107,6 @@ TABLES = {
     t.name: t
     for t in (
         Table("07_mixtures", mixture_cells, _final, 110),
-        Table("07_models", model_cells, _final, 110),
         Table("07_course", course_cells, _course, 700),
         Table("08_guards", guard_cells, guarded.guarded, 160),
     )
@@ -111,7 +123,11 @@ def make(table: Table, profile: Profile) -> list[Path]:
     """The folder of every cell of the profile; those that the store lacks are made side by side, each kept as
     it is done. Raises parallel.WorkError naming the cell that failed."""
     ruler, cells = made.Run(profile, 0), table.cells(profile)
-    readings.sae_folder(ruler, profile.sae.layer), search.causal(ruler), steering.rivals(ruler)  # once, before
+    (
+        readings.sae_folder(ruler, profile.sae.layer),
+        search.causal(ruler),
+        steering.rivals(ruler),
+    )  # once, before
     missing = [c for c in cells if not store.there(lambda: folder(table, profile, c))]
     jobs = {f"{table.name}, {c}": (_by_name, table.name, profile, c) for c in missing}
     if jobs:
@@ -174,15 +190,31 @@ def plan(tables: list[Table], profile: Profile) -> str:
     for t in tables:
         n = len(t.cells(profile))
         minutes = n * t.seconds / 60 / cores
-        lines.append(f"  {t.name:12s} {n:4d} cells x {t.seconds:3.0f} s = {minutes:5.0f} min on {cores} cores")
-    where = f"figures/data/{profile.name}"
-    return "\n".join([f"profile {profile.name}: {len(tables)} tables, written to {where}", *lines])
+        lines.append(
+            f"  {t.name:12s} {n:4d} cells x {t.seconds:3.0f} s = {minutes:5.0f} min on {cores} cores"
+        )
+    where = figures.ROOT / "data"
+    return "\n".join([f"profile {profile.name}: {len(tables)} tables, written below {where}", *lines])
+
+
+def chosen(start: str | None = None, only: str | None = None) -> list[Table]:
+    """The tables of these notebooks. Raises ValueError if they have none."""
+    found = [
+        t
+        for t in TABLES.values()
+        if (only is None or t.name[:2] == only) and (start is None or t.name[:2] >= start)
+    ]
+    if not found:
+        raise ValueError(f"notebook {only or start} has no table in {FULL}; 07 and 08 have")
+    return found
 
 
 def write(tables: list[Table], profile: Profile) -> None:
-    """Compute the tables in order and write figures/data/<profile>/<table>.csv for each."""
+    """Compute the tables in order and write figures/data/<profile>/<table>.csv for each; to smollm2-full's
+    folder where the numbers are its own, on another device for instance."""
     for t in tables:
-        figures.save_table(compute(t, profile), t.name, profile.name)
+        same = configuration(t, profile) == configuration(t, profiles.load(FULL))
+        figures.save_table(compute(t, profile), t.name, FULL if same else profile.name)
 
 
 def committed(name: str) -> pd.DataFrame:
