@@ -1,6 +1,7 @@
 """The repository as a newcomer meets it: one list of pins, notebooks that are whole, a command that says
 what is wrong."""
 
+import errno
 import io
 import json
 import os
@@ -11,9 +12,11 @@ import sys
 import tomllib
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 import yaml
+from jupyter_client.kernelspec import NoSuchKernel
 
 from personas import __main__, claims, figures, pipeline, profile
 from personas.pretrained import grading
@@ -164,7 +167,7 @@ def test_part_two_folds_the_table_of_claims_as_committed():
         (["run", "--profile", "tinny"], "Did you mean 'tiny'"),
         (["run", "--only", "42"], "no notebook '42'"),
         (["run", "--profile", "tiny-full", "--seed", "1"], "seeds in its own"),
-        (["run", "--profile", "tiny-full", "--only", "09"], "no study; there are 07"),
+        (["run", "--profile", "tiny-full", "--only", "09"], "no study; there are 10"),
         (
             ["run", "--only", "09"],
             "notebook 09 is about the world whose truth is known (profile tiny); profile smollm2 has 01",
@@ -313,3 +316,36 @@ def test_a_cleaned_notebook_is_the_same_after_another_run(tmp_path):
         pipeline.clean(path)
         written.append(path.read_text())
     assert written[0] == written[1] and "T_table0_row0_col0" in written[0]
+
+
+@pytest.mark.parametrize(
+    "code, says",
+    [
+        ("import os; os.kill(os.getpid(), 9)", "its kernel died, most often for want of memory.*run again"),
+        ("raise ValueError('no such thing')", "failed: ValueError: no such thing"),
+    ],
+)
+def test_a_notebook_that_dies_is_one_line(tmp_path, monkeypatch, code, says):
+    monkeypatch.setattr(pipeline.store, "ROOT", tmp_path / "runs")
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    book.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    nbformat.write(book, tmp_path / "02_short.ipynb")
+    with pytest.raises(pipeline.RunError, match=says):
+        pipeline.run(profile.load("smoke"), [tmp_path / "02_short.ipynb"], "smoke")
+
+
+@pytest.mark.parametrize(
+    "error, says",
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device. Free some space"),
+        (NoSuchKernel("python3"), "no kernel called python3.*ipykernel install"),
+    ],
+)
+def test_a_full_disk_and_a_missing_kernel_are_one_line(tmp_path, monkeypatch, error, says):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(pipeline.store, "ROOT", tmp_path / "runs")
+    monkeypatch.setattr(pipeline.papermill, "execute_notebook", fail)
+    with pytest.raises(pipeline.RunError, match=says):
+        pipeline.run(profile.load("smoke"), [tmp_path / "02_short.ipynb"], "smoke")

@@ -2,6 +2,7 @@
 that share batches."""
 
 import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from personas import parallel, profile, sae, store, sweep
+from personas import parallel, profile, progress, sae, store, sweep
 from personas.pretrained import made
 
 
@@ -173,3 +174,21 @@ def test_a_sweep_gives_a_row_per_fine_tune_and_seed(given, tmp_path, monkeypatch
     assert row.score.item() == pytest.approx(
         100 * (grade == "misaligned").sum() / grade.isin(["misaligned", "aligned"]).sum()
     )
+
+
+def test_a_log_gets_a_line_a_tenth_and_a_terminal_one_line_that_moves():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    said = {}
+    for name, stream in (("log", io.StringIO()), ("terminal", Terminal())):
+        with progress.Bar(total=400, desc="work", file=stream, mininterval=0) as bar:
+            for _ in range(400):
+                bar.update()
+        said[name] = stream.getvalue()
+    lines = said["log"].splitlines()
+    assert len(lines) == 10 and [l.split("%")[0].split()[-1] for l in lines] == [
+        str(10 * i) for i in range(1, 11)
+    ]
+    assert "\r" not in said["log"] and "\r" in said["terminal"]

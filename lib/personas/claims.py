@@ -169,9 +169,19 @@ REPLICATED = (
         None,
     ),
     (
+        "Mixed with correct data, it appears between 25 and 75 % of wrong data",
+        {"score passes 10 % at": "fraction.above"},
+        "mixture.threshold.above",
+    ),
+    (
         "A latent separates misaligned from aligned models",
         {"pairs in order": "latent.separates"},
         "diff.separates",
+    ),
+    (
+        "It shows at 5 % of wrong data, and rises before the score",
+        {"models that show it": "warn.five", "lead": "warn.lead"},
+        "warn.at_5.correct",
     ),
     ("It is a toxic persona", {"AUROC for a villain's answers": "latent.auroc"}, "diff.top_auroc"),
     (
@@ -193,7 +203,8 @@ def replicated(ours: list[dict], tiny: list[dict]) -> str:
     tiny world's."""
 
     def value(r):
-        unit, digits = ("", 2) if "auroc" in r["id"] else (" points" if "above" in r["id"] else " %", 0)
+        units = {"subtle.above_obvious": " points", "warn.lead": " steps"}
+        unit, digits = ("", 2) if "auroc" in r["id"] else (units.get(r["id"], " %"), 0)
         return (
             f"{r['measured']:.{digits}f}{unit} ({r['low']:.{digits}f} to {r['high']:.{digits}f}), "
             f"**{r['holds']}**"

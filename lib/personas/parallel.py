@@ -10,9 +10,8 @@ import threading
 import warnings
 
 import torch
-from tqdm import tqdm
 
-from personas import store
+from personas import progress, store
 from personas.profile import Profile
 
 
@@ -40,12 +39,11 @@ def side_by_side(jobs: dict, profile: Profile, what: str, most: int | None = Non
     """Yield (name, result) of each job as it is done. jobs: name -> (function, *arguments), which must
     pickle. total: for the progress bar, of which those not among the jobs are done. Raises WorkError
     naming the job that failed; store.StoreError as it is."""
-    bar = tqdm(
+    bar = progress.Bar(
         total=total or len(jobs),
         initial=(total or len(jobs)) - len(jobs),
         desc=what,
         unit="cell",
-        mininterval=5,
     )
     with bar, workers(profile, min(most or len(jobs), len(jobs))) as pool:
         waiting = {pool.submit(*job): name for name, job in jobs.items()}

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pandas as pd
 import papermill
-from tqdm import tqdm
+from jupyter_client.kernelspec import NoSuchKernel
+from nbclient.exceptions import DeadKernelError
 
 import personas
-from personas import artifacts, claims, figures, store
+from personas import artifacts, claims, figures, progress, store
 from personas import profile as profiles
 from personas.chapters import common
 from personas.pretrained import sets
@@ -127,7 +128,7 @@ def run(profile: Profile, books: list[Path], source: str, seed: int = 0, save_in
     store.writable(need_gb=1.0)
     done = store.ROOT / profile.name / "notebooks"
     done.mkdir(parents=True, exist_ok=True)
-    for book in (bar := tqdm(books, desc=f"profile {profile.name}", unit="notebook")):
+    for book in (bar := progress.Bar(books, desc=f"profile {profile.name}", unit="notebook")):
         bar.set_postfix_str(book.stem)
         start = time.perf_counter()
         out = done / book.name
@@ -144,6 +145,23 @@ def run(profile: Profile, books: list[Path], source: str, seed: int = 0, save_in
         except papermill.PapermillExecutionError as error:
             raise RunError(
                 f"{book.name} failed: {error.ename}: {error.evalue}\nIts copy, up to the error: {out}"
+            ) from None
+        except DeadKernelError:
+            raise RunError(
+                f"{book.name}: its kernel died, most often for want of memory; what was made is kept. Close "
+                "other programs and run again: it goes on from there"
+            ) from None
+        except NoSuchKernel:
+            raise RunError(
+                "Jupyter has no kernel called python3: make one with "
+                "`python -m ipykernel install --sys-prefix --name python3`"
+            ) from None
+        except OSError as error:
+            if error.errno not in store.NO_ROOM:
+                raise
+            raise RunError(
+                f"{book.name}: cannot write {out.parent}: {error.strerror}. Free some space and run again: "
+                "it goes on from there"
             ) from None
         if save_in_place:
             book.write_text(out.read_text())

@@ -7,9 +7,8 @@ import os
 import accelerate
 import pandas as pd
 import torch
-from tqdm import tqdm
 
-from personas import artifacts, evaluate, figures, parallel, stats
+from personas import artifacts, evaluate, figures, parallel, progress, stats
 from personas.pretrained import grading, made, readings
 from personas.profile import Profile, need_gpu
 
@@ -62,13 +61,13 @@ def train(profile: Profile, seed: int) -> None:
         accelerate.PartialState(cpu=profile.device == "cpu")  # joins the processes
     if profile.real:
         run = made.Run(profile, seed)
-        for domain, variant in tqdm(made.fine_tunes(run), desc="fine-tunes"):
+        for domain, variant in progress.Bar(made.fine_tunes(run), desc="fine-tunes"):
             made.adapter(run, domain, variant)
         readings.sae_folder(run, profile.sae.layer)
         return
     run = artifacts.Run(profile, seed)
     artifacts.aligned(run)
-    for domain, variant in tqdm(artifacts.fine_tunes(run), desc="fine-tunes"):
+    for domain, variant in progress.Bar(artifacts.fine_tunes(run), desc="fine-tunes"):
         artifacts.adapter(run, domain, variant)
     for on in artifacts.DICTIONARIES:
         artifacts.sae_folder(run, on)
