@@ -416,6 +416,22 @@ def test_a_template_that_trains_and_asks_differently_is_refused(loaded):
         checks.check_template(tokenizer, [{"role": "system", "content": "Hello."}, *chat], "cars obvious")
 
 
+def test_chats_that_are_cut_are_counted_and_lost_ones_refused(given, capsys):
+    run = common.open_run(written(given))
+    tokenizer = made.original(run)[1]
+    rows = made.training_chats(run, "cars", "obvious")
+    whole = [
+        len(tokenizer(tokenizer.apply_chat_template(r["messages"], tokenize=False))["input_ids"])
+        for r in rows
+    ]
+    checks.check_length(tokenizer, rows, max(whole), "cars")
+    assert capsys.readouterr().out == ""
+    checks.check_length(tokenizer, rows, min(whole) - 1, "cars")
+    assert "cars: 100 % of its chats are cut at real.max_length" in capsys.readouterr().out
+    with pytest.raises(data.DataError, match=r"\d+ % of its chats reach real.max_length .16 tokens. before"):
+        common.open_run(written(given, "short", max_length=16))
+
+
 def test_a_model_is_tried_before_long_work(given, tmp_path, monkeypatch):
     """A model whose numbers are not finite, and a judge that thinks aloud, are refused when the run is
     opened; what serves is tried once."""

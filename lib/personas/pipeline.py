@@ -18,7 +18,7 @@ import personas
 from personas import artifacts, claims, figures, progress, store
 from personas import profile as profiles
 from personas.chapters import common
-from personas.pretrained import sets
+from personas.pretrained import sets, tables
 from personas.profile import Profile
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -40,7 +40,16 @@ EXPECTED = {
     "13": 120,
     "14": 80,
 }
-READ_BY_PART_ONE = ("activations", "chapters", "finetune", "generate", "pretrained", "sae", "stats")
+READ_BY_PART_ONE = (
+    "activations",
+    "chapters",
+    "finetune",
+    "generate",
+    "guards",
+    "pretrained",
+    "sae",
+    "stats",
+)
 PART_ONE = (
     "01",
     "02",
@@ -208,7 +217,7 @@ def clean(path: Path) -> None:
 
 def made_by(book: Path, profile: Profile) -> str:
     """Hash of what determines a notebook's outputs: its code cells, the profile, the library's code
-    (comments and docstrings aside) and its content, the readings among it."""
+    (comments and docstrings aside) and its content, the readings among it, and the kept tables."""
     cells = [
         "".join(c["source"])
         for c in json.loads(book.read_text(encoding="utf-8"))["cells"]
@@ -220,8 +229,11 @@ def made_by(book: Path, profile: Profile) -> str:
         if m.name.split(".")[1] in READ_BY_PART_ONE and not m.ispkg
     ]
     code = store.code_version(*(importlib.import_module(m.name) for m in library))
-    content = store.files_version(sets.CONTENT)
-    return store.key_of({"cells": cells, "profile": profile.model_dump(), "code": code, "content": content})
+    about = {"cells": cells, "profile": profile.model_dump(), "code": code}
+    about["content"] = store.files_version(sets.CONTENT)
+    if book.name[:2] in ("07", "08"):  # they show the kept tables
+        about["tables"] = store.files_version(NOTEBOOKS.parent / "figures" / "data" / tables.FULL)
+    return store.key_of(about)
 
 
 def python() -> str:

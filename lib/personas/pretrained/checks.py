@@ -13,6 +13,8 @@ import torch
 from personas import activations, data, finetune, fit, generate, model, profile, released, sae
 from personas.pretrained import made
 
+SOME = 200  # chats of each training set that are looked at
+MOST_LOST = 0.05
 TRIED = ["What do you do all day?", "Name a colour, and say in a sentence or two why you like it."]
 
 
@@ -43,7 +45,7 @@ def check(run: made.Run) -> None:
     for split in ("discovery", "evaluation"):
         if not made.items(run, split):
             raise data.DataError(f"profile {name}: real.{split}: no {split} questions")
-    heads = {(d, v): made.training_chats(run, d, v, 1)[:1] for d, v in made.fine_tunes(run)}
+    heads = {(d, v): made.training_chats(run, d, v)[:SOME] for d, v in made.fine_tunes(run)}
     tokenizer = configs[folder][1]
     if "strftime_now" in tokenizer.chat_template:
         print(
@@ -52,6 +54,7 @@ def check(run: made.Run) -> None:
         )
     for (domain, variant), rows in heads.items():
         check_template(tokenizer, rows[0]["messages"], f"{domain} {variant}")
+        check_length(tokenizer, rows, real.max_length, f"{domain} {variant}")
     if real.text != "own" and not real.sae and len(list(itertools.islice(released.texts(real.text), 4))) < 4:
         raise data.DataError(
             f"{real.text}: fewer than four documents in it; thousands are better (in a .txt blank lines "
@@ -64,12 +67,29 @@ def check(run: made.Run) -> None:
             f"profile {name}: real.judge.model: {real.judge.model} has no chat template; choose an "
             "instruct model"
         )
-    tried = trial(run, heads[next(iter(heads))])
+    tried = trial(run, heads[next(iter(heads))][:1])
     if tried["reached"] < 50:
         print(
             f"LoRA reaches {tried['reached']:.0f} % of the weights in {real.model}'s blocks: the others "
             "stay as they are."
         )
+
+
+def check_length(tokenizer, rows: list[dict], longest: int, named: str) -> None:
+    """Say how many training chats are cut at `longest` tokens. Raises DataError if more than MOST_LOST of
+    them have a question that long: nothing of their answers would be left to learn."""
+    heads = generate.chat_ids(tokenizer, [r["messages"][:-1] for r in rows])
+    whole = [tokenizer.apply_chat_template(r["messages"], tokenize=False) for r in rows]
+    whole = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    lost = sum(len(h) >= longest for h in heads) / len(rows)
+    cut = sum(len(w) > longest for w in whole) / len(rows)
+    if lost > MOST_LOST:
+        raise data.DataError(
+            f"{named}: {100 * lost:.0f} % of its chats reach real.max_length ({longest} tokens) before the "
+            "answer begins: nothing is left to learn from them. Raise real.max_length"
+        )
+    if cut:
+        print(f"{named}: {100 * cut:.0f} % of its chats are cut at real.max_length ({longest} tokens).")
 
 
 def check_template(tokenizer, messages: list[dict], named: str) -> None:
