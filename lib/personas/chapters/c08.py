@@ -1,6 +1,7 @@
 """Notebook 08: can a narrow task be learnt without the character that comes with it?"""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from personas import stats
@@ -57,6 +58,13 @@ def chosen(rows: pd.DataFrame, guard: str, start: float) -> pd.Series | None:
     return plain[plain.dose == order.dose.iloc[0]].iloc[0]
 
 
+def by_steps(rows: pd.DataFrame) -> pd.DataFrame:
+    """Learnt and score, asked as it is, of training without a guard for fewer and for more steps: what a
+    guard has to beat."""
+    steps = rows[(rows.asked == "plain") & rows.guard.isin(["none", "fewer steps", "more steps"])]
+    return steps.sort_values("learnt")[["learnt", "score"]]
+
+
 def less(guard: pd.Series, none: pd.Series) -> stats.Estimate:
     """By how many percent a guard's score is below the unguarded one, with the interval of a ratio
     (stats.ratio)."""
@@ -78,6 +86,8 @@ def draw(run: made.Run, table: pd.DataFrame, start: float):
     fig, axes = plt.subplots(tall, wide, figsize=size, sharex=True, sharey=True, squeeze=False)
     for ax, name in zip(axes.flat, names):
         mine, colour = plain[plain.guard == name].sort_values("dose"), COLOUR[name]
+        steps = by_steps(rows)
+        ax.plot(steps.learnt, steps.score, color=common.GREY, lw=4, alpha=0.25, zorder=0)
         for _, n in none.iterrows():
             ax.errorbar(
                 n.learnt, n.score, yerr=[[n.score - n.low], [n.high - n.score]], fmt="X", color=common.INK
@@ -110,8 +120,10 @@ def draw(run: made.Run, table: pd.DataFrame, start: float):
         ax.set_ylabel("score (%)")
     fig.suptitle(
         "What each guard leaves of the misalignment, and of the task\n"
-        "(cross: no guard; dashed: before training; ring: the dose that discovery questions choose)",
+        "cross: no guard; broad line: no guard, but other numbers of steps; dashed: before training; "
+        "ring: the dose that\ndiscovery questions choose; bars: 95 % over categories of questions",
         y=1.0,
+        fontsize="medium",
     )
     fig.tight_layout()
     return common.save(run, fig, "08_guards", rows)
@@ -119,10 +131,11 @@ def draw(run: made.Run, table: pd.DataFrame, start: float):
 
 def outcomes(rows: pd.DataFrame, start: float) -> pd.DataFrame:
     """A row per guard at its chosen dose, the unguarded model first: task kept (percent), scores asked as it
-    is, after a turn of the bad training, and where the answer's first words are given, and broken."""
+    is, after a turn of the bad training, and where the answer's first words are given, broken, and the score
+    `by steps alone` of an unguarded model that learnt as much (by_steps, a straight line between points)."""
     at = lambda guard, dose: rows[(rows.guard == guard) & (rows.dose == dose)].set_index("asked")
     none = at("none", 0)
-    found = []
+    found, steps = [], by_steps(rows)
     for name in guarded.GUARDS:
         pick = none.loc["plain"] if name == "none" and len(none) else chosen(rows, name, start)
         if pick is None:
@@ -141,6 +154,9 @@ def outcomes(rows: pd.DataFrame, start: float) -> pd.DataFrame:
                 "its interval": f"{mine.low['bad training']:.0f} to {mine.high['bad training']:.0f}",
                 "openings": pick.openings,
                 "broken": pick.broken,
+                "by steps alone": np.interp(
+                    pick.learnt, steps.learnt, steps.score, left=np.nan, right=np.nan
+                ),
             }
         )
     return pd.DataFrame(found)
