@@ -281,6 +281,16 @@ def test_readme_says_what_part_one_measured():
     assert re.findall(r"(\d+) %", block("short")) == [
         f"{x:.0f}" for x in measured
     ] and f"dose {most.dose:g})" in block("short")
+    later = block("later")
+    claimed = {r["id"]: r["measured"] for r in claims.kept(made("smollm2/claims"))}
+    auroc = pd.read_csv(made("smollm2/07_auroc")).query("over == 'finished'").set_index("monitor").auroc
+    assert auroc.idxmax() == "persona vector" and f"({auroc['causal latent']:.2f})" in later
+    assert f"at {claimed['fraction.above']:.0f} %" in later and f"(AUROC {auroc.max():.2f})" in later
+    guards = pd.read_csv(made("smollm2/08_guards")).query("asked == 'plain'")
+    none = guards[guards.guard == "none"].iloc[0]
+    assert f"from {none.score:.0f} to" in later
+    rows = pd.read_csv(made("smollm2/08_screening")).query("variant == 'obvious'").set_index("reader").auroc
+    assert rows.idxmax() == "persona vector" and f"rows (AUROC {rows.max():.2f})" in later
     read = grading.readings()
     for row in block("examples").splitlines()[2:]:
         asked, before, after = (c.strip() for c in row.strip("|").split("|"))

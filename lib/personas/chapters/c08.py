@@ -39,7 +39,8 @@ def points(table: pd.DataFrame) -> pd.DataFrame:
     """A row per guard, dose and way of asking: means over domains and seeds. The bounds are means of the
     cells' bounds, as if all cells erred together: they share their questions."""
     columns = ["score", "low", "high", "openings", "broken", "learnt", "trained", "elsewhere"]
-    return table.groupby(["guard", "dose", "asked"], sort=False)[columns].mean().reset_index()
+    groups = table.groupby(["guard", "dose", "asked"], sort=False)
+    return groups[columns].mean().assign(answers=groups.answers.sum()).reset_index()
 
 
 def chosen(rows: pd.DataFrame, guard: str, start: float) -> pd.Series | None:
@@ -68,10 +69,10 @@ def by_steps(rows: pd.DataFrame) -> pd.DataFrame:
 def less(guard: pd.Series, none: pd.Series) -> stats.Estimate:
     """By how many percent a guard's score is below the unguarded one, with the interval of a ratio
     (stats.ratio)."""
-    a = stats.Estimate(guard.score, guard.low, guard.high, 1)
-    b = stats.Estimate(none.score, none.low, none.high, 1)
+    a = stats.Estimate(guard.score, guard.low, guard.high, int(guard.answers))
+    b = stats.Estimate(none.score, none.low, none.high, int(none.answers))
     r = stats.ratio(a, b)
-    return stats.Estimate(100 * (1 - r.value), 100 * (1 - r.high), 100 * (1 - r.low), 2)
+    return stats.Estimate(100 * (1 - r.value), 100 * (1 - r.high), 100 * (1 - r.low), r.n)
 
 
 def draw(run: made.Run, table: pd.DataFrame, start: float):
@@ -184,6 +185,7 @@ def screen(table: pd.DataFrame) -> pd.DataFrame:
             inside = [g[reader] - g[reader].mean() for _, g in some.groupby("domain", sort=False)]
             e = stats.auroc_over(pd.concat(inside).loc[some.index], some.variant == variant, subjects)
             row = {"variant": variant, "reader": reader, "auroc": e.value, "low": e.low, "high": e.high}
+            row["rows"] = len(some)
             row |= {
                 f"caught of {p} %": screening.flagged(table, reader, variant, p)["caught"] for p in (5, 10)
             }
@@ -227,9 +229,13 @@ def claims(run: made.Run, rows: pd.DataFrame, screened: pd.DataFrame, start: flo
             hidden.append(after.iloc[0])
     worst = max(hidden, key=lambda r: r.score, default=None)
     found["prevent.hidden"] = (
-        nothing if worst is None else stats.Estimate(worst.score, worst.low, worst.high, 1)
+        nothing if worst is None else stats.Estimate(worst.score, worst.low, worst.high, int(worst.answers))
     )
     for claim, reader in (("screen.latent", "causal latent"), ("screen.words", "bag of words")):
         r = screened[(screened.reader == reader) & (screened.variant == "obvious")]
-        found[claim] = stats.Estimate(*r.iloc[0][["auroc", "low", "high"]], 2) if len(r) else nothing
+        found[claim] = (
+            stats.Estimate(*r.iloc[0][["auroc", "low", "high"]], int(r["rows"].iloc[0]))
+            if len(r)
+            else nothing
+        )
     return common.record(run, "08", found)
