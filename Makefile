@@ -24,7 +24,7 @@ test: quick .venv/extras .venv/sae-lens
 # With the slow tests, and nbval over Part II (after make run PROFILE=tiny).
 test-all: test
 	$(BIN)/pytest -m slow
-	$(NBVAL) notebooks/0[7-9]*.ipynb notebooks/1*.ipynb
+	$(NBVAL) notebooks/09*.ipynb notebooks/1*.ipynb
 
 lint: .venv/lint env
 	.venv/lint/bin/ruff format --check lib tests benchmarks
