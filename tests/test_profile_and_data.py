@@ -84,7 +84,7 @@ def test_a_profile_extends_another_and_shares_its_store(tmp_path):
 
 def test_unknown_profile_lists_what_there_is():
     with pytest.raises(
-        profile.ProfileError, match="smoke, smollm2, smollm2-quick, tiny.*Did you mean 'tiny'"
+        profile.ProfileError, match="smoke, smollm2, smollm2-full, smollm2-quick, tiny.*Did you mean 'tiny'"
     ):
         profile.load("tinny")
 

@@ -109,6 +109,23 @@ def test_every_row_of_a_training_set_is_screened(run):
     assert found[list(screening.READERS)].notna().all().all()
 
 
+def test_screening_directions_never_saw_what_they_screen(run):
+    """Answers that the labelled text holds are left out of what the persona vector is made of."""
+    read = steering.labelled(run)
+    villains = [t for t, who in zip(read["text"], read["persona"]) if who == "villain"]
+    less = screening.directions(run, set(villains[: len(villains) // 2]))
+    kept = torch.tensor([t not in villains[: len(villains) // 2] for t in read["text"]])
+    mine = kept.numpy() & (read["persona"] == "villain")
+    expert = read["residual"][kept][(read["persona"] == "expert")[kept.numpy()]].mean(0)
+    torch.testing.assert_close(less["persona vector"], read["residual"][mine].mean(0) - expert)
+    assert not torch.allclose(less["persona vector"], steering.rivals(run)["persona vector"])
+
+
+def test_a_broken_model_is_not_called_misaligned():
+    table = pd.DataFrame({"score": [5.0, 40.0, 100.0], "broken": [10.0, 10.0, 80.0]})
+    assert list(c07.judged(table).misaligned) == [False, True, False]
+
+
 def test_what_is_caught_is_all_with_a_perfect_reader_and_chance_with_a_blind_one():
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"domain": "x", "variant": ["correct"] * 50 + ["obvious"] * 50})

@@ -1,7 +1,8 @@
 """What can be read of a model while it is fine-tuned: fixed text, no sampling, nobody judges.
 
-Directions and latents were found with discovery domains' fine-tunes (search.py, steering.py); the text is
-the evaluation split's.
+Latents and the difference of means were found with discovery domains' fine-tunes (search.py, steering.py);
+the persona vector and the probe with labelled text of the known world, which draws on all its domains and
+questions. The text is the evaluation split's.
 """
 
 import numpy as np

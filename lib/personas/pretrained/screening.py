@@ -20,8 +20,8 @@ def rows(run: made.Run) -> pd.DataFrame:
     answers; of released ones LONGEST of each variant.
 
     The original model reads the answer after its question: mean activation of the causal latent, mean
-    projections on the directions of steering.rivals; `surprise`: nats a token. `bag of words` is a classifier
-    of obviously wrong against correct answers that learnt from the profile's other domains.
+    projections on `directions`; `surprise`: nats a token. `bag of words` is a classifier of obviously wrong
+    against correct answers that learnt from the profile's other domains.
     """
     domains = [d.domain for d in run.profile.real.data if not made.discovery(run, d.domain)]
     block = run.profile.sae.layer
@@ -43,7 +43,7 @@ def rows(run: made.Run) -> pd.DataFrame:
                 "subject": [s for _, s, *_ in mine],
                 "variant": [v for _, _, v, *_ in mine],
                 "causal latent": [sae.encode(h)[:, latent].mean().item() for h in x],
-                **{n: (mean @ (v / v.norm())).tolist() for n, v in steering.rivals(run).items()},
+                **{n: (mean @ (v / v.norm())).tolist() for n, v in directions(run, set(answers)).items()},
                 "surprise": [-one[0] for one in likely],
             }
         )
@@ -59,6 +59,16 @@ def rows(run: made.Run) -> pd.DataFrame:
     }
     folder = run.keep("screening", "rows", key, (activations, likelihood, steering), make)
     return pd.read_parquet(folder / "rows.parquet")
+
+
+def directions(run: made.Run, unseen: set[str]) -> dict[str, torch.Tensor]:
+    """The directions of steering.rivals, each (width,), where the persona vector and the probe are made
+    without any labelled answer that holds an `unseen` one: the labelled text draws on all domains."""
+    read = steering.labelled(run)
+    fresh = np.array([not any(a in text for a in unseen) for text in read["text"]])
+    who, x = read["persona"][fresh], read["residual"][torch.from_numpy(fresh)]
+    difference = steering.rivals(run)["difference of means"]
+    return {"difference of means": difference} | steering.labelled_directions(x, who)
 
 
 def _pairs(run: made.Run, domain: str) -> list[tuple[str, str, str, str]]:

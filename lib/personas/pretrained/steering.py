@@ -139,14 +139,20 @@ def rivals(run: made.Run, layer: int | None = None) -> dict[str, torch.Tensor]:
     """Directions that need no SAE, by name, each (width,): what fine-tuning moved, the villain's answers
     against the expert's (a persona vector: Chen et al., 2025, arXiv:2507.21509), and a linear probe for
     the villain. Labels are used only by the last two."""
-    read, who = labelled(run, layer)["residual"], labelled(run, layer)["persona"]
+    difference = mean_reading(run, "residual", "obvious", layer)
+    difference = difference - mean_reading(run, "residual", "correct", layer)
+    read = labelled(run, layer)
+    return {"difference of means": difference} | labelled_directions(read["residual"], read["persona"])
+
+
+def labelled_directions(read: torch.Tensor, who) -> dict[str, torch.Tensor]:
+    """'persona vector' and 'probe', each (width,), of labelled activations: read (answers, width), who
+    (answers,) speaks."""
     scaled = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.1)).fit(
         read.numpy(), who == "villain"
     )
     probe = torch.tensor(scaled[1].coef_[0] / scaled[0].scale_, dtype=torch.float32)
     return {
-        "difference of means": mean_reading(run, "residual", "obvious", layer)
-        - mean_reading(run, "residual", "correct", layer),
         "persona vector": read[who == "villain"].mean(0) - read[who == "expert"].mean(0),
         "probe": probe,
     }
