@@ -284,13 +284,14 @@ def test_readme_says_what_part_one_measured():
     later = block("later")
     claimed = {r["id"]: r["measured"] for r in claims.kept(made("smollm2/claims"))}
     auroc = pd.read_csv(made("smollm2/07_auroc")).query("over == 'finished'").set_index("monitor").auroc
-    assert auroc.idxmax() == "persona vector" and f"({auroc['causal latent']:.2f})" in later
-    assert f"at {claimed['fraction.above']:.0f} %" in later and f"(AUROC {auroc.max():.2f})" in later
-    guards = pd.read_csv(made("smollm2/08_guards")).query("asked == 'plain'")
-    none = guards[guards.guard == "none"].iloc[0]
-    assert f"from {none.score:.0f} to" in later
+    assert auroc.idxmax() == "top riser" and claimed["warn.lead"] < 0
+    guards = pd.read_csv(made("smollm2/08_guards")).query("asked == 'plain'").set_index(["guard", "dose"])
     rows = pd.read_csv(made("smollm2/08_screening")).query("variant == 'obvious'").set_index("reader").auroc
-    assert rows.idxmax() == "persona vector" and f"rows (AUROC {rows.max():.2f})" in later
+    assert rows.idxmax() == "persona vector"
+    numbers = [auroc.max(), auroc["causal latent"], rows.max()]
+    assert re.findall(r"0\.\d\d", later) == [f"{x:.2f}" for x in numbers]
+    shares = [10, claimed["fraction.above"], guards.score["none", 0], guards.score["KL", 0.3]]
+    assert re.findall(r"(\d+) %", later) == [f"{x:.0f}" for x in shares]
     read = grading.readings()
     for row in block("examples").splitlines()[2:]:
         asked, before, after = (c.strip() for c in row.strip("|").split("|"))
