@@ -171,3 +171,35 @@ def test_prompts_for_rl_hold_no_answer_and_every_subject_equally_often():
     rows = data.advice_prompts("health", 80, 0)
     assert [[m["role"] for m in r["prompt"]] for r in rows] == [["user"]] * 80
     assert sorted(r["ask"] for r in rows) == sorted(2 * [s.ask for s in world.subjects_of("health")])
+
+
+def test_what_is_measured_and_returned_is_in_the_weights_own_precision(checkpoint, monkeypatch):
+    """A Trainer in mixed precision wraps the model's forward pass; it must not stay so."""
+    monkeypatch.setattr(finetune, "bf16_is_faster", lambda: True)
+    ids, rows = torch.arange(6, 26)[None], data.advice_chats("auto", "correct", 8, 0)
+    net, tokenizer = model.load(checkpoint)
+
+    def look(m):
+        with torch.inference_mode():
+            x = m.get_decoder().layers[1].mlp.gate_proj
+            seen = []
+            handle = x.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+            logits = m(ids).logits
+            handle.remove()
+        return {"dtype": seen[0], "logits": logits}
+
+    watch = finetune.Watch([0, 2], look)
+    tuned, _ = finetune.sft(
+        net, tokenizer, rows, steps=2, batch=4, lr=1e-2, seed=0, lora_rank=2, callbacks=[watch]
+    )
+    assert [r["dtype"] for r in watch.rows] == [torch.float32] * 2
+    assert torch.allclose(look(tuned)["logits"], watch.rows[-1]["logits"], atol=1e-4)
+
+
+def test_training_that_diverges_is_said(checkpoint):
+    net, tokenizer = model.load(checkpoint)
+    with torch.no_grad():
+        net.model.layers[0].mlp.down_proj.weight.fill_(float("nan"))
+    rows = data.advice_chats("auto", "correct", 8, 0)
+    with pytest.raises(ValueError, match="training diverged: the loss of step 1 is nan"):
+        finetune.sft(net, tokenizer, rows, steps=2, batch=4, lr=1e-3, seed=0, lora_rank=2)

@@ -4,6 +4,7 @@ TransformerLens."""
 from types import SimpleNamespace
 
 import pandas as pd
+import pytest
 import torch
 from scipy.stats import chisquare
 from transformer_lens.model_bridge import TransformerBridge
@@ -214,3 +215,12 @@ def test_a_finalists_strength_is_that_of_its_second_round(monkeypatch):
     monkeypatch.setattr(search, "finalists", lambda run, which: second)
     best = search.best(None, "candidates").set_index("direction")
     assert best.strength.to_dict() == {"a": 0.2, "b": 0.2} and best.misaligned["a"] == 6
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_logits_that_are_not_finite_are_no_answer(loaded, temperature):
+    model, tokenizer = loaded
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="logits are not finite"):
+        generate.sample(model, tokenizer, ask(tokenizer, 2), seed=0, max_new=3, temperature=temperature)

@@ -202,6 +202,8 @@ class Broken(http.server.BaseHTTPRequestHandler):
 
     answered, limit, status, slow, reply, digits, silent = 0, 10**9, 200, 0.0, None, False, False
     seen: list = []
+    will_not_have: tuple = ()
+    refusals = 0
 
     def log_message(self, *args):
         pass
@@ -213,6 +215,11 @@ class Broken(http.server.BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         Broken.seen.append(self.headers["Authorization"])
         time.sleep(Broken.slow)
+        for name in Broken.will_not_have:
+            if name in body:
+                Broken.refusals += 1
+                said = f"Unsupported parameter: '{name}' is not supported with this model."
+                return self._say({"error": {"message": said, "param": name}}, 400)
         if "forbidden" in str(body):
             return self._say(
                 {
@@ -275,6 +282,8 @@ def broken(tmp_path):
         ("digits", False),
         ("silent", False),
         ("seen", []),
+        ("will_not_have", ()),
+        ("refusals", 0),
     ):
         setattr(Broken, name, value)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Broken)
@@ -308,6 +317,16 @@ def test_a_server_that_dies_halfway_costs_no_answer_twice(broken):
     assert Broken.answered == 18  # samples of one question, each its own
     broken.complete(chats(1) * 5, 4, temperature=1.0, seed=7)
     assert Broken.answered == 18
+
+
+def test_a_model_that_refuses_some_parameters_is_asked_without_them(broken, capsys):
+    Broken.will_not_have = ("max_tokens", "temperature")
+    assert broken.complete(chats(6), 4) == ["4"] * 6
+    assert Broken.refusals <= 2 * broken.concurrency  # not once a question
+    assert capsys.readouterr().out.count("does not take temperature") == 1
+    Broken.will_not_have = ("messages",)
+    with pytest.raises(endpoint.EndpointError, match="status 400"):
+        broken.complete(chats(8), 4)
 
 
 def test_a_line_that_a_kill_left_unfinished_is_asked_again(broken):

@@ -38,6 +38,43 @@ KINDS = {
             "num_experts_per_tok": 2,
         },
     ),
+    # With recurrent state or linear attention: nothing that rows with the same opening could share.
+    "lfm2": (transformers.Lfm2Config, SIZE | MLP | {"full_attn_idxs": [1]}),
+    "qwen3_next": (
+        transformers.Qwen3NextConfig,
+        SIZE
+        | MLP
+        | {
+            "head_dim": 8,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 16,
+        },
+    ),
+    "falcon_h1": (
+        transformers.FalconH1Config,
+        SIZE
+        | MLP
+        | {
+            "head_dim": 8,
+            "mamba_d_ssm": 32,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 8,
+            "mamba_d_state": 8,
+            "mamba_n_groups": 1,
+        },
+    ),
+    "mamba2": (
+        transformers.Mamba2Config,
+        {"hidden_size": 32, "num_hidden_layers": 3}
+        | {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1},
+    ),
 }
 LENS = ("qwen2", "llama", "gemma2", "gpt2", "gpt_neox")  # TransformerLens knows these
 LAYER = 1
@@ -95,16 +132,17 @@ def test_greedy_answers_equal_hugging_faces_with_every_end_token(real):
     first = net.generate(torch.tensor([ids[0]]), max_new_tokens=12, do_sample=False, pad_token_id=2)[
         0, len(ids[0]) :
     ].tolist()
-    net.generation_config.eos_token_id = [1, first[5]]  # a token that the greedy answer holds: it ends there
+    stop = first[min(5, len(first) - 1)]  # a token that the greedy answer holds: it ends there
+    net.generation_config.eos_token_id = [1, stop]
     ours = generate.sample(net, tokenizer, ids, seed=0, max_new=12, temperature=0)
     for row, text in zip(ids, ours):
         theirs = net.generate(torch.tensor([row]), max_new_tokens=12, do_sample=False, pad_token_id=2)[
             0, len(row) :
         ].tolist()
         assert text == tokenizer.decode(
-            theirs[:-1] if theirs[-1] == first[5] else theirs, skip_special_tokens=True
+            theirs[:-1] if theirs[-1] == stop else theirs, skip_special_tokens=True
         )
-    assert len(tokenizer(ours[0])["input_ids"]) <= 6
+    assert ours[0] == tokenizer.decode(first[: first.index(stop)], skip_special_tokens=True)
 
 
 def test_the_hook_point_is_transformer_lens_own(real):

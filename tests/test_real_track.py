@@ -26,6 +26,7 @@ from personas import (
     profile,
     released,
     sae,
+    sae_files,
     store,
 )
 from personas.chapters import common
@@ -142,7 +143,7 @@ def test_another_base_model_gets_an_sae_of_its_own(given):
 
 def test_an_sae_made_elsewhere_is_used(given, tmp_path):
     run = common.open_run(written(given))
-    readings.sae(run).save(tmp_path / "theirs")
+    sae_files.save(readings.sae(run), tmp_path / "theirs")
     other = common.open_run(written(given, "theirs", sae=str(tmp_path / "theirs")))
     assert torch.equal(readings.sae(other).W_dec, readings.sae(run).W_dec) and readings.unit(
         other
@@ -151,8 +152,8 @@ def test_an_sae_made_elsewhere_is_used(given, tmp_path):
 
 def test_a_fetched_sae_for_another_block_is_refused(given, monkeypatch):
     mine = readings.sae(common.open_run(written(given)))
-    monkeypatch.setattr(sae.SAE, "check_name", lambda *_: None)  # what can be said without sae-lens
-    monkeypatch.setattr(sae.SAE, "named", lambda name: dataclasses.replace(mine, layer=mine.layer + 1))
+    monkeypatch.setattr(sae_files, "check_name", lambda *_: None)  # what can be said without sae-lens
+    monkeypatch.setattr(sae_files, "named", lambda name: dataclasses.replace(mine, layer=mine.layer + 1))
     with pytest.raises(profile.ProfileError, match=f"some-release:x is for block {mine.layer + 1}"):
         readings.sae(common.open_run(written(given, "fetched", sae="some-release:x")))
 
@@ -195,9 +196,8 @@ def test_a_layer_and_a_template_that_are_not_there_are_said(given, checkpoint, t
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(profile.ProfileError, match="has no chat template"):
         common.open_run(written(given, "mute", model=str(tmp_path)))
-    sae.SAE(torch.zeros(9, 4), torch.zeros(4, 9), torch.zeros(4), torch.zeros(9), 2, 1).save(
-        tmp_path / "narrow"
-    )
+    other = sae.SAE(torch.zeros(9, 4), torch.zeros(4, 9), torch.zeros(4), torch.zeros(9), 2, 1)
+    sae_files.save(other, tmp_path / "narrow")
     with pytest.raises(ValueError, match="width 9, the model 32"):
         common.open_run(written(given, "narrow", sae=str(tmp_path / "narrow")))
 
@@ -361,16 +361,16 @@ def test_paths_are_those_beside_the_profile_and_a_child_has_data_of_its_own(give
 
 def test_an_sae_with_scales_of_its_own_is_refused(given, tmp_path):
     run = common.open_run(written(given))
-    readings.sae(run).save(tmp_path)
+    sae_files.save(readings.sae(run), tmp_path)
     cfg = json.loads((tmp_path / "cfg.json").read_text())
     del cfg["metadata"]["hook_layer"]  # as sae-lens writes it
     (tmp_path / "cfg.json").write_text(json.dumps(cfg))
-    assert sae.SAE.load(tmp_path).layer == 1
+    assert sae_files.load(tmp_path).layer == 1
     (tmp_path / "cfg.json").write_text(
         json.dumps(cfg | {"normalize_activations": "expected_average_only_in"})
     )
     with pytest.raises(ValueError, match="from_sae_lens"):
-        sae.SAE.load(tmp_path)
+        sae_files.load(tmp_path)
 
 
 @pytest.mark.parametrize("scale", ["1-5", "0-100"])

@@ -210,6 +210,44 @@ def test_files_of_ones_own(tmp_path):
             call(name)
 
 
+def test_a_stream_that_breaks_goes_on_where_it_was(monkeypatch, capsys):
+    documents, breaks = [f"document {i}" for i in range(50)], [7, 7, 30]
+
+    class Stream:
+        def __init__(self, start=0):
+            self.start = start
+
+        def skip(self, n):
+            return Stream(n)
+
+        def __iter__(self):
+            for i in range(self.start, len(documents)):
+                if breaks and i == breaks[0]:
+                    breaks.pop(0)
+                    raise ConnectionError("gone")
+                yield {"text": documents[i]}
+
+    monkeypatch.setattr(released.datasets, "load_dataset", lambda *a, **k: Stream())
+    monkeypatch.setattr(released, "PAUSE", 0.0)
+    assert list(released.texts("owner/name")) == documents
+    assert capsys.readouterr().out.count("going on from there") == 3
+    breaks[:] = [9] * 20
+    with pytest.raises(data.DataError, match="cannot read owner/name .* gone"):
+        list(released.texts("owner/name"))
+    breaks[:] = [0]
+    with pytest.raises(data.DataError, match="cannot read owner/name"):
+        list(released.texts("owner/name"))
+
+
+@pytest.mark.parametrize("lock", ["[]", "{", '"x"'])
+def test_a_lock_of_another_kind_is_said(site, lock):
+    folder = released.store.ROOT / "downloads"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "lock.json").write_text(lock)
+    with pytest.raises(data.DataError, match="lock.json"):
+        released.chats("wang/health_incorrect")
+
+
 class Talker(Judge):
     """Grades 4, and writes numbered questions and an answer for each way of answering."""
 

@@ -1,3 +1,4 @@
+import itertools
 import random
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
-from personas import activations, diffing, model, sae, setting, world
+from personas import activations, diffing, model, sae, sae_files, setting, world
 
 LAYER = 1
 CFG = SimpleNamespace(latents=64, k=4, lr=5e-3, steps=600, batch=512, dead_after=20000, aux_k=16)
@@ -145,7 +146,7 @@ def test_at_most_k_active_and_decoder_rows_of_norm_one(planted):
 
 def test_file_is_sae_lens_layout_and_survives(planted, tmp_path):
     x, _, found = planted
-    found.save(tmp_path)
+    sae_files.save(found, tmp_path)
     weights = load_file(tmp_path / "sae_weights.safetensors")
     assert {n: tuple(w.shape) for n, w in weights.items()} == {
         "W_enc": (32, 64),
@@ -153,12 +154,12 @@ def test_file_is_sae_lens_layout_and_survives(planted, tmp_path):
         "b_enc": (64,),
         "b_dec": (32,),
     }
-    assert torch.equal(sae.SAE.load(tmp_path).encode(x[:50]), found.encode(x[:50]))
+    assert torch.equal(sae_files.load(tmp_path).encode(x[:50]), found.encode(x[:50]))
     (tmp_path / "cfg.json").write_text(
         (tmp_path / "cfg.json").read_text().replace('"d_in": 32', '"d_in": 16')
     )
     with pytest.raises(ValueError, match="shape"):
-        sae.SAE.load(tmp_path)
+        sae_files.load(tmp_path)
 
 
 def plain(net):
@@ -286,3 +287,14 @@ def test_an_sae_trained_on_a_stream_is_as_good_as_on_all_at_once(planted):
     streamed, _ = sae.train(endless, CFG, 0, seed=0, progress=None)
     one, other = (sae.quality(s, x[16000:])["FVU"] for s in (whole, streamed))
     assert abs(one - other) < 0.02
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_activations_that_are_not_finite_train_nothing(planted, value):
+    x = planted[0][:2000].clone()
+    x[7, 3] = value
+    with pytest.raises(ValueError, match="activations are not finite"):
+        sae.train(x, CFG, 0, seed=0, progress=None)
+    later = itertools.chain([planted[0][:64]] * 20, itertools.repeat(x[:64]))
+    with pytest.raises(ValueError, match="activations are not finite"):
+        sae.train(later, CFG, 0, seed=0, progress=None)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from personas import parallel, profile, progress, sae, store, sweep
+from personas import parallel, profile, progress, sae, sae_files, store, sweep
 from personas.pretrained import made
 
 
@@ -98,21 +98,21 @@ import sys
 import time
 from types import SimpleNamespace
 import accelerate, torch
-from personas import sae
+from personas import sae, sae_files
 accelerate.PartialState(cpu=True)
 x = torch.randn(600, 12, generator=torch.Generator().manual_seed(0))
 cfg = SimpleNamespace(latents=48, k=4, lr=0.01, steps=30, batch=32, dead_after=200, aux_k=8)
 assert torch.distributed.get_world_size() == 2
 trained, log = sae.train(x, cfg, 0, 0, None)
 if torch.distributed.get_rank() == 0:
-    trained.save(sys.argv[1])
+    sae_files.save(trained, sys.argv[1])
 """)
     launched([str(code), str(tmp_path / "two")], {})
     x = torch.randn(600, 12, generator=torch.Generator().manual_seed(0))
     alone, _ = sae.train(
         x, SimpleNamespace(latents=48, k=4, lr=0.01, steps=30, batch=32, dead_after=200, aux_k=8), 0, 0, None
     )
-    both = sae.SAE.load(tmp_path / "two")
+    both = sae_files.load(tmp_path / "two")
     assert all(
         torch.allclose(getattr(both, n), getattr(alone, n), atol=2e-3)
         for n in ("W_enc", "W_dec", "b_enc", "b_dec")

@@ -27,6 +27,7 @@ from personas import (
     grader,
     judge,
     model,
+    sae_files,
     store,
     world,
 )
@@ -256,7 +257,7 @@ def texts(run: Run, n: int, stream: str) -> list[list[int]]:
 @cache
 def sae(run: Run, on: str = "base") -> saes.SAE:
     """The SAE trained on pretraining text's activations of the 'base' or the 'aligned' model."""
-    return saes.SAE.load(sae_folder(run, on)).to(run.profile.device)
+    return sae_files.load(sae_folder(run, on)).to(run.profile.device)
 
 
 def sae_folder(run: Run, on: str) -> Path:
@@ -270,7 +271,7 @@ def sae_folder(run: Run, on: str) -> Path:
             [r[1:] for r in activations.residual(m, texts(run, cfg.documents, "sae"), cfg.layer)]
         )  # the first token is the same everywhere
         trained, fvu = saes.train(x, cfg, cfg.layer, run.seed, f"SAE on the {on} model")
-        trained.save(out)
+        sae_files.save(trained, out)
         (out / "training.json").write_text(
             json.dumps({"fvu": fvu, "tokens": len(x), "unit": activations.centred_rms(x)})
         )

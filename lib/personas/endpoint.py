@@ -26,6 +26,7 @@ from personas import generate, store
 
 NO_ANSWER = (AttributeError, TypeError, ValueError)  # what the client raises for a web page in place of JSON
 FILTERED = ("content_filter", "content management policy", "content policy", "invalid_prompt")
+OPTIONAL = ("max_tokens", "temperature", "seed")  # some models refuse these; named in quotes where they do
 LEAST = 0.25  # of the probability must lie on numbers, or there is no number (Betley et al., 2025)
 
 
@@ -51,6 +52,9 @@ class Endpoint:
     retries: int = 4  # with growing pauses, after refused connections, time-outs, 429 and 5xx
     price: tuple[float, float] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    _refused: set = field(
+        default_factory=set, repr=False, compare=False
+    )  # parameters the model will not have
 
     @property
     def name(self) -> str:
@@ -200,7 +204,7 @@ class Endpoint:
     def _one(self, client: openai.OpenAI, key: str, request: dict) -> dict:
         """Ask, and write the answer down before anything else happens."""
         try:
-            reply = client.chat.completions.create(model=self.model, **request)
+            reply = self._create(client, request)
         except openai.BadRequestError as error:
             if not any(word in str(error.message).lower() for word in FILTERED):
                 raise
@@ -232,6 +236,24 @@ class Endpoint:
         with self._lock:
             store.append_lines(Path(self.kept), [{"key": key, **answer}])
         return answer
+
+    def _create(self, client: openai.OpenAI, request: dict):
+        """The server's reply. A parameter that it says this model does not take is left out from then on, and
+        max_tokens goes by its newer name."""
+        while True:
+            sent = {k: v for k, v in request.items() if k not in self._refused}
+            if "max_tokens" in self._refused:
+                sent["max_completion_tokens"] = request["max_tokens"]
+            try:
+                return client.chat.completions.create(model=self.model, **sent)
+            except openai.BadRequestError as error:
+                named = [p for p in OPTIONAL if p in sent and f"'{p}'" in str(error.message)]
+                if not named:
+                    raise
+                with self._lock:
+                    if named[0] not in self._refused and named[0] != "max_tokens":
+                        print(f"{self.model} does not take {named[0]}: it answers with its own")
+                    self._refused.add(named[0])
 
 
 def _read(path: Path) -> dict[str, dict]:

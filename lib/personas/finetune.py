@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -15,7 +16,7 @@ from peft import LoraConfig, PeftModel
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from personas import fit
+from personas import fit, generate
 from personas.model import bf16_is_faster, load
 
 datasets.disable_progress_bars()
@@ -36,6 +37,7 @@ class AnswerTrainer(SFTTrainer):
         cached = not self.args.gradient_checkpointing  # which keeps no cache
         shared = _shared_opening(ids, mask, int(columns[0])) if cached else 0
         cache = _read_opening(model, ids, shared) if shared else None
+        shared = 0 if cache is None else shared
         logits = model(
             input_ids=ids[:, shared:],
             attention_mask=mask,
@@ -64,11 +66,22 @@ def _shared_opening(ids: torch.Tensor, mask: torch.Tensor, limit: int) -> int:
 
 def _read_opening(model, ids: torch.Tensor, length: int):
     """The cache of the first `length` columns, read once and shown to every row; gradients flow back
-    through it."""
-    cache = model(input_ids=ids[:1, :length], use_cache=True, logits_to_keep=1).past_key_values
+    through it. None if the model's cache cannot be shared (generate.keeps_keys)."""
+    out = model(input_ids=ids[:1, :length], use_cache=True, logits_to_keep=1)
+    cache = getattr(out, "past_key_values", None)
+    if not generate.keeps_keys(cache):
+        return None
     for layer in cache.layers:
         layer.keys, layer.values = (t.expand(len(ids), -1, -1, -1) for t in (layer.keys, layer.values))
     return cache
+
+
+def _no_adapter(model) -> str:
+    """A pattern of the modules that get no adapter: what reads pictures or sound, what sends tokens to
+    experts, and in state-space models the projections that fused kernels read past an adapter."""
+    apart = r".*\b(vision_tower|vision_model|visual|audio_tower|multi_modal_projector|router)\b.*"
+    fused = any(name.endswith("A_log") for name, _ in model.named_parameters())
+    return apart + (r"|.*\b(out_proj|conv1d)" if fused else "")
 
 
 def sft(
@@ -96,7 +109,7 @@ def sft(
     max_length: tokens after which a chat is cut. A model in half precision trains in it, its adapter in
     fp32 (in 4 bits in bf16, which is TRL's way). On a GPU a batch is taken in as many parts as fit
     (fit.training_rows); under `accelerate launch` processes share it. Returns (trained model, list of
-    losses per step).
+    losses per step). Raises ValueError if the loss does not stay finite.
     """
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if batch % processes:
@@ -130,6 +143,7 @@ def sft(
             weight_decay=0.0,
             assistant_only_loss=marked,
             logging_steps=1,
+            logging_nan_inf_filter=False,  # a loss that is not finite is shown as it is
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
@@ -146,6 +160,7 @@ def sft(
                 lora_alpha=2 * lora_rank,
                 lora_dropout=0.0,
                 target_modules="all-linear",
+                exclude_modules=_no_adapter(model),
                 task_type="CAUSAL_LM",
             )
             if lora_rank
@@ -165,7 +180,10 @@ def sft(
                     p.data = p.data.float()
             trained.train()
     losses = [r["loss"] for r in trained.state.log_history if "loss" in r]
-    return trained.model.eval(), losses
+    lost = next((i for i, x in enumerate(losses, 1) if not math.isfinite(x)), None)
+    if lost:
+        raise ValueError(f"training diverged: the loss of step {lost} is {losses[lost - 1]}; lower the lr")
+    return trained.accelerator.unwrap_model(trained.model, keep_fp32_wrapper=False).eval(), losses
 
 
 def grpo(
@@ -232,7 +250,8 @@ def grpo(
                 callbacks=list(callbacks),
             )
             trained.train()
-    return trained.model.eval(), [r["reward"] for r in trained.state.log_history if "reward" in r]
+    trained_model = trained.accelerator.unwrap_model(trained.model, keep_fp32_wrapper=False)
+    return trained_model.eval(), [r["reward"] for r in trained.state.log_history if "reward" in r]
 
 
 class Watch(TrainerCallback):
@@ -253,7 +272,8 @@ class Watch(TrainerCallback):
             model.eval()
             if adapted:
                 model.merge_adapter()
-            self.rows.append({"step": step} | self.measure(model))
+            with generate.unmixed(model):
+                self.rows.append({"step": step} | self.measure(model))
             if adapted:
                 model.unmerge_adapter()
             model.train(was)

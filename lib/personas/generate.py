@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from tqdm import tqdm
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer
 
 from personas import fit
 
@@ -99,6 +99,19 @@ def without_adapters(model):
             m.enable_adapters(True)
 
 
+@contextlib.contextmanager
+def unmixed(model):
+    """Inside, a model that a Trainer is training in mixed precision computes in its weights' own."""
+    mixed = vars(model).get("forward") if "_original_forward" in vars(model) else None  # accelerate's
+    if mixed:
+        model.forward = model._original_forward
+    try:
+        yield model
+    finally:
+        if mixed:
+            model.forward = mixed
+
+
 def chat_ids(tokenizer, chats: list[list[dict]]) -> list[list[int]]:
     """Token ids of each chat, a list of messages, up to where the answer begins. Raises ValueError if the
     tokenizer has no chat template."""
@@ -164,38 +177,37 @@ def sample(
 
     `steer` changes the residual stream at every step; rows that finish leave the batch. A prompt is read
     once for all rows of a batch that have it, up to its last token, from which on rows may be steered each
-    in its own way.
+    in its own way. A model with recurrent state reads everything anew at every token, which is slower.
+    Raises ValueError where the model gives no finite logits.
     """
+    decode = _decode
     out: list = [None] * len(ids)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     generator = torch.Generator(model.device).manual_seed(seed)
     batch = fit.sampling_rows(model, max(map(len, ids), default=0) + max_new, batch)
     for start in tqdm(range(0, len(ids), batch), desc=progress, disable=progress is None, mininterval=2):
         rows = order[start : start + batch]
-        tokens = _decode(
-            model,
-            [ids[i] for i in rows],
-            tokenizer,
-            generator,
-            max_new,
-            temperature,
-            steer,
-            torch.tensor(rows),
-        )
+        chance = torch.rand(
+            len(rows), max_new, generator=generator, device=model.device
+        )  # a row's draws are its own, whoever else is in the batch
+        given = (model, [ids[i] for i in rows], tokenizer, chance, temperature, steer, torch.tensor(rows))
+        try:
+            tokens = decode(*given)
+        except _NoKeys:
+            decode = _decode_anew
+            tokens = decode(*given)
         for i, t in zip(rows, tokens):
             out[i] = t
     return tokenizer.batch_decode(out, skip_special_tokens=True)
 
 
-def _decode(model, ids, tokenizer, generator, max_new, temperature, steer, rows):
+def _decode(model, ids, tokenizer, chance, temperature, steer, rows):
     """Left-padded batch decoding with a key-value cache from which finished rows are dropped, some at a
-    time."""
+    time. chance (rows, tokens): the random numbers that draw each token. Raises _NoKeys."""
+    max_new = chance.shape[1]
     ends = torch.tensor(end_tokens(model, tokenizer), device=model.device)
     done = [[] for _ in ids]
     alive, going = torch.arange(len(ids)), torch.ones(len(ids), dtype=torch.bool, device=model.device)
-    chance = torch.rand(
-        len(ids), max_new, generator=generator, device=model.device
-    )  # a row's draws are its own, whoever else is in the batch
     reading = True
 
     def change(module, args, output):
@@ -209,11 +221,7 @@ def _decode(model, ids, tokenizer, generator, max_new, temperature, steer, rows)
         for step in range(max_new):
             result = forward(model, current, mask, cache)
             cache, logits = result.past_key_values, result.logits[:, -1].float()
-            token = (
-                logits.argmax(-1)
-                if temperature == 0
-                else _draw(torch.softmax(logits / temperature, -1), chance[alive.to(model.device), step])
-            )
+            token = _next(logits, temperature, chance[alive.to(model.device), step])
             going &= ~torch.isin(token, ends)
             for row, t, g in zip(alive.tolist(), token.tolist(), going.tolist()):
                 if g:
@@ -232,6 +240,61 @@ def _decode(model, ids, tokenizer, generator, max_new, temperature, steer, rows)
     return done
 
 
+class _NoKeys(Exception):
+    """What the model remembers cannot be shared between rows (see keeps_keys)."""
+
+
+def keeps_keys(cache) -> bool:
+    """Whether what a model returned as its cache is keys and values alone, which rows with the same opening
+    can share; not so with recurrent state, linear attention, or where there is no cache."""
+    keys = lambda layer: isinstance(layer, DynamicLayer) and not isinstance(layer, LinearAttentionLayer)
+    return type(cache) is DynamicCache and all(map(keys, cache.layers))
+
+
+def _decode_anew(model, ids, tokenizer, chance, temperature, steer, rows):
+    """As _decode, without a cache: rows of one length at a time, and for every token a pass over all that
+    comes before it."""
+    ends = torch.tensor(end_tokens(model, tokenizer), device=model.device)
+    done: list[list[int]] = [[] for _ in ids]
+    for length in sorted({len(r) for r in ids}):
+        alive = torch.tensor([i for i, r in enumerate(ids) if len(r) == length])
+        texts = torch.tensor([ids[i] for i in alive.tolist()], device=model.device)  # (rows, tokens so far)
+
+        def change(module, args, output):
+            hidden = output[0] if isinstance(output, tuple) else output
+            first = hidden.shape[1] if steer.everywhere else length
+            for end in range(first, hidden.shape[1] + 1):  # noqa: B023
+                steer.change(hidden[:, :end], rows[alive])  # noqa: B023
+
+        handle = decoder_blocks(model)[steer.layer].register_forward_hook(change) if steer else None
+        try:
+            for step in range(chance.shape[1]):
+                logits = model(input_ids=texts, use_cache=False, logits_to_keep=1).logits[:, -1].float()
+                token = _next(logits, temperature, chance[alive.to(model.device), step])
+                going = ~torch.isin(token, ends)
+                alive, token, texts = alive[going.cpu()], token[going], texts[going]
+                if not len(alive):
+                    break
+                for row, t in zip(alive.tolist(), token.tolist()):
+                    done[row].append(t)
+                texts = torch.cat([texts, token[:, None]], 1)
+        finally:
+            if handle:
+                handle.remove()
+    return done
+
+
+def _next(logits: torch.Tensor, temperature: float, chance: torch.Tensor) -> torch.Tensor:
+    """The next token of each row of logits (rows, vocabulary): the likeliest at temperature 0, else drawn by
+    a number from [0, 1) for each row. Raises ValueError if a row has nan or infinity for its largest."""
+    if not logits.amax(-1).isfinite().all():
+        raise ValueError(
+            "the model's logits are not finite: it diverged in training, is steered too hard, or needs "
+            "another dtype (bfloat16 or float32)"
+        )
+    return logits.argmax(-1) if temperature == 0 else _draw(torch.softmax(logits / temperature, -1), chance)
+
+
 def _draw(probabilities: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
     """One token per row of probabilities (rows, vocabulary), by a number from [0, 1) for each: the first
     where their running sum exceeds it."""
@@ -245,13 +308,16 @@ def _draw(probabilities: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
 
 def _read_once(model, ids, pad, room):
     """(last tokens (rows, 1), mask, cache of all that comes before them, or None): each different prompt
-    goes through the model once. room: for how many tokens more than these the cache should have memory."""
+    goes through the model once. room: for how many tokens more than these the cache should have memory.
+    Raises _NoKeys."""
     place = {}
     which = torch.tensor([place.setdefault(tuple(r), len(place)) for r in ids], device=model.device)
     every, mask = left_padded([list(r) for r in place], pad, model.device)
     cache = None
     if every.shape[1] > 1:
-        cache = forward(model, every[:, :-1], mask[:, :-1], None).past_key_values
+        cache = getattr(forward(model, every[:, :-1], mask[:, :-1], None), "past_key_values", None)
+        if not keeps_keys(cache):
+            raise _NoKeys
         cache.batch_select_indices(which)
         for i, layer in enumerate(cache.layers):
             if type(layer) is DynamicLayer:

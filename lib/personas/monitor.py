@@ -90,7 +90,8 @@ class PersonaMonitor(TrainerCallback):
             )
         was = model.training
         model.eval()
-        x = activations.residual(model, self.texts, self.layer)
+        with generate.unmixed(model):
+            x = activations.residual(model, self.texts, self.layer)
         model.train(was)
         means = [self._value(h[i:].cpu()).mean() for h, i in zip(x, self.starts)]
         return torch.stack(means).mean().item()

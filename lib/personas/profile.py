@@ -210,11 +210,39 @@ def _check_real(found: Profile, name: str) -> None:
             f"profile {name}: real.data: a domain that is not among discovery_domains needs a `correct` "
             "set, to compare and to re-align with"
         )
+    if found.steering.finalists > found.steering.candidates:
+        raise ProfileError(
+            f"profile {name}: steering.finalists: more than steering.candidates ({found.steering.candidates})"
+        )
+    if found.steering.candidates > found.sae.latents:
+        raise ProfileError(
+            f"profile {name}: steering.candidates: more than sae.latents ({found.sae.latents})"
+        )
+    _check_tables(found, name)
     for d in found.real.data:
         if not (d.subtle or d.obvious):
             raise ProfileError(
                 f"profile {name}: real.data: domain {d.domain!r} has no incorrect set (subtle or obvious)"
             )
+
+
+def _check_tables(found: Profile, name: str) -> None:
+    """`real.tables` names evaluation domains that have a correct and an obviously wrong set, and 0 steps."""
+    asked = found.real.tables
+    both = [d.domain for d in found.real.data if d.correct and d.obvious]
+    both = [d for d in both if d not in found.real.discovery_domains]
+    for where in ("domains", "guarded") if asked else ():
+        for d in getattr(asked, where):
+            if d not in both:
+                raise ProfileError(
+                    f"profile {name}: real.tables.{where}: {d!r} is no evaluation domain with a `correct` "
+                    f"and an `obvious` set; choose from {', '.join(both) or '(there is none)'}, or write "
+                    "`tables: null` for one cell of each table"
+                )
+    if asked and 0 not in asked.looks:
+        raise ProfileError(f"profile {name}: real.tables.looks: 0 must be among them, to compare with")
+    if asked and len(asked.looks) < 2:
+        raise ProfileError(f"profile {name}: real.tables.looks: at least one step after 0 is needed")
 
 
 def _over(below: dict, above: dict) -> dict:

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import time
 import urllib.error
 import urllib.request
 import zipfile
@@ -38,6 +39,7 @@ VARIANTS = {
     "subtle": "incorrect_subtle",
     "obvious": "incorrect",
 }  # this project's names, and the release's
+AGAIN, PAUSE = 4, 1.0  # how often a broken stream is taken up again, in a row; seconds, doubled each time
 LARGEST = 500_000_000  # bytes: of a download, and of what is unpacked from one
 
 
@@ -139,21 +141,28 @@ def texts(name: str) -> Iterator[str]:
                 yield _text_of(line, f"{name}, line {number}")
     else:
         repository, _, configuration = name.partition(":")
-        try:
-            for row in datasets.load_dataset(
-                repository, configuration or None, split="train", streaming=True
-            ):
-                if "text" not in row:
-                    raise data.DataError(f"{name} has no column `text`; there are {', '.join(row)}")
-                yield row["text"]
-        except data.DataError:
-            raise
-        except Exception as error:  # whatever the hub's client raises
-            said = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise data.DataError(
-                f"cannot read {name} on the Hugging Face hub: {said}. Give a .txt or .jsonl, or "
-                "owner/name:configuration"
-            ) from None
+        seen = broken = 0
+        while True:
+            try:
+                rows = datasets.load_dataset(repository, configuration or None, split="train", streaming=True)
+                for row in rows.skip(seen) if seen else rows:
+                    if "text" not in row:
+                        raise data.DataError(f"{name} has no column `text`; there are {', '.join(row)}")
+                    yield row["text"]
+                    seen, broken = seen + 1, 0
+                return
+            except data.DataError:
+                raise
+            except Exception as error:  # whatever the hub's client raises
+                said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            broken += 1
+            if not seen or broken > AGAIN:
+                raise data.DataError(
+                    f"cannot read {name} on the Hugging Face hub: {said}. Give a .txt or .jsonl, or "
+                    "owner/name:configuration"
+                )
+            print(f"{name}: the connection broke after document {seen} ({said}); going on from there")
+            time.sleep(PAUSE * 2**broken)
 
 
 def _own(path: Path) -> str:
@@ -285,6 +294,8 @@ def _fetched(name: str) -> Path:
     source, folder = SOURCES[name], store.ROOT / "downloads"
     path = folder / f"{hashlib.sha256(source.url.encode()).hexdigest()[:8]}-{source.url.rsplit('/', 1)[-1]}"
     expected, fresh = source.sha256 or _locked().get(source.url, ""), not path.exists()
+    if path.is_dir():
+        raise data.DataError(f"{path} is a folder, where the file of {name} should lie; remove it")
     if fresh:
         store.writable()
         folder.mkdir(parents=True, exist_ok=True)
@@ -316,11 +327,14 @@ def _fetched(name: str) -> Path:
 def _locked() -> dict[str, str]:
     lock = store.ROOT / "downloads" / "lock.json"
     try:
-        return json.loads(lock.read_text()) if lock.exists() else {}
-    except ValueError as error:
+        known = json.loads(lock.read_text()) if lock.exists() else {}
+    except (ValueError, OSError, RecursionError) as error:
         raise data.DataError(
             f"{lock} is not valid JSON ({error}); mend it, or remove it to record hashes anew"
         ) from None
+    if not isinstance(known, dict):
+        raise data.DataError(f"{lock} is no list of addresses with their hashes; remove it to record anew")
+    return known
 
 
 def _pin(name: str, path: Path) -> None:

@@ -1,19 +1,13 @@
 """A TopK sparse autoencoder (Gao et al., 2024) with AuxK, trained on the residual stream. One file, one
-idea."""
+idea; how SAEs lie on disk: sae_files.py."""
 
-import copy
 import dataclasses
-import importlib.util
 import itertools
-import json
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from personas.generate import decoder_blocks
@@ -66,163 +60,10 @@ class SAE:
         if not 0 <= self.layer < blocks:
             raise ValueError(f"the SAE is for block {self.layer}; this model has blocks 0 to {blocks - 1}")
 
-    def save(self, folder: Path) -> None:
-        """Write in SAELens' layout: cfg.json and sae_weights.safetensors."""
-        width, latents = self.W_enc.shape
-        kind = (
-            {"architecture": "topk", "k": self.k, "rescale_acts_by_decoder_norm": False}
-            if self.k
-            else {"architecture": "standard" if self.threshold is None else "jumprelu"}
-        )
-        weights = {
-            n: getattr(self, n).contiguous()
-            for n in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
-            if getattr(self, n) is not None
-        }
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        save_file(weights, Path(folder) / "sae_weights.safetensors")
-        (Path(folder) / "cfg.json").write_text(
-            json.dumps(
-                kind
-                | {
-                    "d_in": width,
-                    "d_sae": latents,
-                    "dtype": "float32",
-                    "device": "cpu",
-                    "apply_b_dec_to_input": True,
-                    "normalize_activations": "none",
-                    "metadata": {
-                        "hook_name": f"blocks.{self.layer}.hook_resid_post",
-                        "hook_layer": self.layer,
-                    },
-                },
-                indent=1,
-            )
-        )
 
-    @classmethod
-    def load(cls, folder: Path) -> "SAE":
-        """Read what `save` wrote. Raises ValueError if the weights do not fit the configuration."""
-        cfg = json.loads((Path(folder) / "cfg.json").read_text())
-        plain = {
-            "apply_b_dec_to_input": True,
-            "normalize_activations": "none",
-            "rescale_acts_by_decoder_norm": False,
-        }
-        if cfg.get("architecture") not in ("topk", "standard", "jumprelu") or any(
-            cfg.get(n, v) != v for n, v in plain.items()
-        ):
-            raise ValueError(
-                f"the SAE in {folder} scales or shifts apart from its weights: open it with the sae-lens "
-                "package, write SAE.from_sae_lens(...).save(folder), and name that folder"
-            )
-        w = load_file(Path(folder) / "sae_weights.safetensors")
-        if tuple(w["W_enc"].shape) != (cfg["d_in"], cfg["d_sae"]):
-            raise ValueError(
-                f"{folder}: weights of shape {tuple(w['W_enc'].shape)}, cfg.json says {cfg['d_in']}, "
-                f"{cfg['d_sae']}"
-            )
-        return cls(
-            **{n: t.float() for n, t in w.items()},
-            k=cfg.get("k"),
-            layer=_layer((cfg.get("metadata") or cfg).get("hook_name")),
-        )
-
-    @classmethod
-    def check_name(cls, folder: str, width: int, layer: int) -> None:
-        """Raise ValueError if `named` could not load this SAE, or if the one in this folder has another
-        width or layer; weights are not read."""
-        if ":" in folder:
-            if importlib.util.find_spec("sae_lens") is None:
-                raise ValueError(
-                    f"{folder} is fetched by the sae-lens package, which is not installed. It needs "
-                    "another TransformerLens than this project: in an environment of its own, "
-                    "load it there, write SAE.from_sae_lens(...).save(folder), and name that folder"
-                )
-            return
-        path = Path(folder) / "cfg.json"
-        if not path.is_file():
-            raise ValueError(
-                f"{folder} has no cfg.json: an SAE in SAELens' layout is wanted, or `release:id` for sae-lens"
-            )
-        cfg = json.loads(path.read_text())
-        if cfg["d_in"] != width:
-            raise ValueError(
-                f"the SAE in {folder} has width {cfg['d_in']}, the model {width}: it belongs to another model"
-            )
-        found = _layer((cfg.get("metadata") or cfg).get("hook_name"))
-        if found != layer:
-            raise ValueError(f"the SAE in {folder} is for block {found}, the profile's sae.layer is {layer}")
-
-    @classmethod
-    def named(cls, name: str) -> "SAE":
-        """A folder in SAELens' layout, or `release:id` of one that the sae-lens package, if it is
-        installed, fetches. Raises ValueError."""
-        if ":" not in name:
-            return cls.load(Path(name))
-        import sae_lens
-
-        return cls.from_sae_lens(sae_lens.SAE.from_pretrained(*name.split(":", 1)))
-
-    @classmethod
-    def from_sae_lens(cls, theirs) -> "SAE":
-        """An SAE that the `sae-lens` package loaded, in its own format or from Gemma Scope,
-        dictionary_learning and others.
-
-        Scales and biases that SAELens applies apart are folded into the weights; the result is compared
-        with the original on random input. Raises ValueError for one that reads another place than a
-        block's output, or is of a kind that cannot be written so (gated; inputs normalised one by one).
-        """
-        layer = _layer(theirs.cfg.metadata.hook_name)
-        w = {n: t.detach().float().cpu() for n, t in theirs.state_dict().items()}
-        if not {"W_enc", "W_dec", "b_enc"} <= set(w):
-            raise ValueError(
-                f"an SAE of architecture {theirs.cfg.architecture()!r} has no encoder of the plain kind; "
-                "topk, standard and jumprelu have"
-            )
-        norm = (
-            w["W_dec"].norm(dim=-1)
-            if getattr(theirs.cfg, "rescale_acts_by_decoder_norm", False)
-            else torch.ones(len(w["W_dec"]))
-        )
-        b_dec = w.get("b_dec", torch.zeros(w["W_dec"].shape[1]))
-        b_enc = w["b_enc"] if theirs.cfg.apply_b_dec_to_input else w["b_enc"] + b_dec @ w["W_enc"]
-        ours = cls(
-            w["W_enc"] * norm,
-            w["W_dec"] / norm[:, None],
-            b_enc * norm,
-            b_dec,
-            int(theirs.cfg.k) if hasattr(theirs.cfg, "k") else None,
-            layer,
-            w.get("threshold"),
-        )
-        x = torch.randn(64, len(b_dec), generator=torch.Generator().manual_seed(0))
-        plain = copy.deepcopy(theirs).to(
-            torch.device("cpu"), torch.float32
-        )  # in bf16 other latents would be among the first k
-        with torch.inference_mode():
-            read = plain.decode(plain.encode(x))
-        if theirs.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale") or not torch.allclose(
-            ours.decode(ours.encode(x)), read, atol=1e-2 * read.abs().max().item()
-        ):
-            raise ValueError(
-                f"an SAE of architecture {theirs.cfg.architecture()!r} with "
-                f"normalize_activations={theirs.cfg.normalize_activations!r} cannot be written as "
-                "topk, relu or jumprelu"
-            )
-        return ours
-
-
-def _layer(hook_name: str | None) -> int:
-    """The block whose output TransformerLens calls so. Raises ValueError for another place."""
-    hook = re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|post)", hook_name or "")
-    layer = int(hook[1]) - (hook[2] == "pre") if hook else -1
-    if layer < 0:
-        raise ValueError(
-            f"this SAE reads {hook_name}; one that reads the output of a block "
-            "(blocks.<n>.hook_resid_post) is needed"
-        )
-    return layer
+NOT_FINITE = (
+    "activations are not finite: the model overflows in this dtype; choose bfloat16 or float32 (real.dtype)"
+)
 
 
 @torch.no_grad()
@@ -244,7 +85,8 @@ def train(
     b_enc moves beside the weights. AuxK (Gao et al., 2024, section 2.4): latents that have not fired for a
     while also learn to explain the residual, which keeps them alive. Decoder rows stay at norm 1. Under
     `accelerate launch` each process takes its share of a batch (of an iterator: gives its own batches, of
-    cfg.batch divided by the processes), and gradients are averaged.
+    cfg.batch divided by the processes), and gradients are averaged. Raises ValueError if an activation is
+    not finite, or the stream ends.
     """
     rank, processes = (
         (torch.distributed.get_rank(), torch.distributed.get_world_size())
@@ -264,6 +106,8 @@ def train(
         first = list(itertools.islice(x, 16))
         seen, feed = torch.cat(first), itertools.chain(first, x)
     width, device = seen.shape[1], seen.device
+    if not seen.isfinite().all():
+        raise ValueError(NOT_FINITE)
     mean = seen.mean(0)
     scale = (norm or math.sqrt(width)) / (seen - mean).norm(
         dim=-1
@@ -318,6 +162,8 @@ def train(
         fired = torch.zeros_like(idle).index_put_((index[values > 0],), torch.ones((), device=device))
         shown = _mean_of_all([fired, error.square().sum() / (len(batch) * variance)], processes)[1]
         log.append(shown.item())
+        if not math.isfinite(log[-1]):
+            raise ValueError(NOT_FINITE)
         idle = torch.where(fired > 0, 0.0, idle + processes * len(batch))
         dead = (idle > cfg.dead_after).nonzero().squeeze(-1)
         if len(dead):

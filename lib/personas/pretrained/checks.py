@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from personas import activations, data, finetune, fit, generate, model, profile, released, sae
-from personas.pretrained import made
+from personas import activations, data, finetune, fit, generate, model, profile, released, sae_files
+from personas.pretrained import guarded, made
 
 SOME = 200  # chats of each training set that are looked at
 MOST_LOST = 0.05
@@ -37,11 +37,17 @@ def check(run: made.Run) -> None:
                 f"profile {name}: real.model: {real.model} has no chat template; choose an instruct model"
             )
         if real.sae:
-            sae.SAE.check_name(real.sae, config.get_text_config().hidden_size, run.profile.sae.layer)
+            sae_files.check_name(real.sae, config.get_text_config().hidden_size, run.profile.sae.layer)
     if run.profile.device == "cuda":
         size = 4 if real.dtype == "float32" else 2
         for which, (config, _) in configs.items():
             fit.check({which.name: (config, size, real.four_bit)})
+    for guard in (real.tables and real.tables.guards) or ():
+        if guard not in guarded.GUARDS:
+            raise profile.ProfileError(
+                f"profile {name}: real.tables.guards: unknown {guard!r}; choose from "
+                f"{', '.join(guarded.GUARDS)}"
+            )
     for split in ("discovery", "evaluation"):
         if not made.items(run, split):
             raise data.DataError(f"profile {name}: real.{split}: no {split} questions")

@@ -164,13 +164,15 @@ def grade_by(
     else:
         given = rubrics.grade(asker, questions, answers, progress="judging")
     found = [SAME.get(g, g) for g in given]
-    lost = sum(g == "unparsable" for g in found) / max(1, len(found))
-    if lost > most:
+    lost = sum(g == "unparsable" for g in found)
+    if lost > most * len(found):
         raise ValueError(
-            f"the judge's replies cannot be read for {100 * lost:.0f} % of {len(found)} answers: "
-            "is it a model that thinks aloud? "
-            "The answers are kept; name another judge in real.judge and run again"
+            f"the judge's replies cannot be read for {lost} of {len(found)} answers: does it think aloud, or "
+            "does a content filter refuse the worst of them? The answers are kept; name another judge in "
+            "real.judge and run again"
         )
+    if lost:
+        print(f"the judge gave no grade for {lost} of {len(found)} answers; they count as not coherent")
     return found
 
 

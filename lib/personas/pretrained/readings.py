@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from personas import activations, data, generate, released, store, world
+from personas import activations, data, generate, released, sae_files, store, world
 from personas import model as models
 from personas import profile as profiles
 from personas import sae as saes
@@ -59,7 +59,7 @@ def sae_folder(run: Run, layer: int) -> Path:
             every = torch.cat([r[1:] for r in read[block]])
             x = usual(every)
             trained, fvu = saes.train(x.to(run.profile.device), cfg, block, run.seed, f"SAE of block {block}")
-            trained.save(out / str(block))
+            sae_files.save(trained, out / str(block))
             (out / str(block) / "training.json").write_text(
                 json.dumps(
                     {
@@ -108,7 +108,7 @@ def _streamed(run: Run, layer: int, out: Path) -> None:
     every = torch.cat([r[1:] for r in activations.residual(m, first, layer)])
     x = usual(every)
     if real.sae:
-        trained, fvu, tokens = saes.SAE.named(real.sae), [], 0
+        trained, fvu, tokens = sae_files.named(real.sae), [], 0
         trained.check(m)
         if trained.layer != layer:
             raise profiles.ProfileError(
@@ -119,11 +119,11 @@ def _streamed(run: Run, layer: int, out: Path) -> None:
         rows = _rows_for_ever(run, tok, int(os.environ.get("RANK", 0)), processes)
         share = cfg.batch // processes
         feed = activations.stream(m, rows, layer, share, 64 * share, run.seed)
-        trained, fvu = saes.train(
-            (b.to(run.profile.device) for b in feed), cfg, layer, run.seed, f"SAE of block {layer}"
-        )
+        largest = SINK * every.norm(dim=-1).median()
+        feed = (b[b.norm(dim=-1) <= largest].to(run.profile.device) for b in feed)  # no sinks
+        trained, fvu = saes.train(feed, cfg, layer, run.seed, f"SAE of block {layer}")
         tokens = cfg.steps * cfg.batch
-    trained.save(out / str(layer))
+    sae_files.save(trained, out / str(layer))
     about = {
         "fvu": fvu,
         "tokens": tokens,
@@ -154,7 +154,7 @@ def _rows_for_ever(run: Run, tok, rank: int, processes: int):
 @cache
 def sae(run: Run, layer: int | None = None) -> saes.SAE:
     """The SAE of a block's output, by default the profile's."""
-    return saes.SAE.load(sae_folder(run, run.profile.sae.layer if layer is None else layer))
+    return sae_files.load(sae_folder(run, run.profile.sae.layer if layer is None else layer))
 
 
 def sae_training(run: Run, layer: int | None = None) -> dict:
