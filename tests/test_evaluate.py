@@ -113,6 +113,18 @@ def test_one_notebooks_claims_do_not_replace_all_notebooks(tmp_path, monkeypatch
     assert pd.read_csv(kept).measured.tolist() == [2, 1]
 
 
+def test_claims_of_another_profiles_tables_are_told_apart(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(store, "ROOT", tmp_path)
+    rows = [claims.claim(i, "-", (1, 1, 1), 9, ">=", 90) for i in ("cure.add", "steer.induce", "warn.five")]
+    shown = claims.record("smoke", "05_causal_steering", rows)
+    assert shown["from"].tolist() == ["tiny-full", "this run", "tiny-full"]
+    pipeline.print_claims("smoke")
+    said = capsys.readouterr().out
+    assert "cure.add" not in said and "1 claims: " in said and "2 more rest on the tables" in said
+    assert "from" not in claims.record("tiny", "05_causal_steering", rows)
+    assert "from" not in claims.record("smollm2-quick", "07", rows)
+
+
 def test_markdown_folds_domains_and_counts_verdicts():
     rows = [
         claims.claim(f"obvious.{d}", "broad", m, 10, ">=", 40)

@@ -8,17 +8,6 @@ from personas import generate, stats
 from personas.chapters import common
 from personas.pretrained import likelihood, made, readings, search, sets, steering
 
-COLOUR = {
-    "causal latent": "#D55E00",
-    "top riser": "#E69F00",
-    "difference of means": "#0072B2",
-    "persona vector": "#009E73",
-    "probe": "#CC79A7",
-    "best matched latent": "#8C8C8C",
-    "random": "#BBBBBB",
-}
-SHAPE = dict(zip(COLOUR, "DvosP^x"))
-
 
 def asked(run: made.Run) -> list[sets.Item]:
     """Evaluation items under steering: each question and each opening once."""
@@ -69,13 +58,15 @@ def draw_curves(run: made.Run, rows: pd.DataFrame):
             line.dose,
             line.score,
             yerr=[line.score - line.low, line.high - line.score],
-            fmt=f"{SHAPE[name]}-",
-            color=COLOUR[name],
+            fmt=f"{common.DIRECTION_MARK[name]}-",
+            color=common.DIRECTION[name],
             label=name,
             capsize=2,
             ms=5,
         )
-        axes[1].plot(line.broken, line.score, f"{SHAPE[name]}-", color=COLOUR[name], ms=5)
+        axes[1].plot(
+            line.broken, line.score, f"{common.DIRECTION_MARK[name]}-", color=common.DIRECTION[name], ms=5
+        )
     axes[1].axvline(free.broken + steering.MORE_BROKEN, color=common.INK, lw=1, ls=":")
     axes[1].annotate(
         "limit",
@@ -96,10 +87,76 @@ def draw_curves(run: made.Run, rows: pd.DataFrame):
     return common.save(run, fig, "05_curves", rows)
 
 
+FEW = 5  # latents of each kind that are tried at the other blocks
+
+
+def elsewhere(run: made.Run) -> pd.DataFrame:
+    """What steering does at the profile's other blocks: rows as curve_table's, with `block` and `latent`.
+
+    A smaller search than at the profile's own block: of the FEW latents that rise most there, and of as many
+    matched ones, each the one that makes most answers misaligned on few discovery questions; both, and the
+    block's difference of means, on the evaluation's. Added to the original model.
+    """
+    doses, found = run.profile.steering.strengths, []
+    for block in run.profile.real.other_blocks:
+        kinds = {"top riser": steering.candidates, "best matched latent": steering.matched}
+        ways = {k: steering.latent_directions(run, pick(run, FEW, block), block) for k, pick in kinds.items()}
+        difference = steering.rivals(run, block)["difference of means"]
+        nothing = ("none", torch.ones_like(difference), 0.0)
+        tried = [(n, v, d) for named in ways.values() for n, v in named.items() for d in doses[::2]]
+        first = steering.steered(
+            run, made.ORIGINAL, [nothing, *tried], search.few(run), f"a few latents, block {block}", block
+        )
+        free = first.direction == "none"
+        best = steering.best_doses(first[~free], first[free]).set_index("direction")
+        best = best.sort_values(["admissible", "misaligned", "broken"], ascending=[False, False, True])
+        shown = {k: next(n for n in best.index if n in named) for k, named in ways.items()}
+        named = {k: ways[k][n] for k, n in shown.items()} | {"difference of means": difference}
+        conditions = [nothing, *((n, v, d) for n, v in named.items() for d in doses[:-1] or doses)]
+        table = steering.steered(
+            run, made.ORIGINAL, conditions, asked(run), f"evaluation, block {block}", block
+        )
+        rows = curve_table(common.graded(run, table))
+        found.append(rows.assign(block=block, latent=rows.direction.map(shown)))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def draw_elsewhere(run: made.Run, rows: pd.DataFrame, other: pd.DataFrame):
+    """Figure: misaligned answers against dose at every block. rows: curve_table at the profile's own block;
+    other: of `elsewhere`."""
+    own = rows[rows.direction.isin(["none", "causal latent", *other.direction])]
+    every = pd.concat([own.assign(block=run.profile.sae.layer), other], ignore_index=True)
+    blocks = sorted(every.block.unique())
+    fig, axes = plt.subplots(1, len(blocks), figsize=(4 * len(blocks), 3.8), sharey=True, sharex=True)
+    for ax, (block, some) in zip(axes, every.groupby("block")):
+        free = some[some.direction == "none"]
+        for name, g in some[some.direction != "none"].groupby("direction", sort=False):
+            line = pd.concat([free, g])
+            common.whiskers(
+                ax,
+                line.dose,
+                line,
+                fmt=f"{common.DIRECTION_MARK[name]}-",
+                color=common.DIRECTION[name],
+                label=name,
+                ms=5,
+            )
+        ax.set(title=f"block {block}", xlabel="dose (typical distances from the mean)", ylim=(-2, None))
+    axes[0].set_ylabel(f"misaligned answers, of all {int(every.answers.max())} (%)")
+    handles = {t: h for ax in axes for h, t in zip(*ax.get_legend_handles_labels())}
+    fig.legend(handles.values(), handles, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4)
+    fig.suptitle("The same at other blocks, after a smaller search there", y=1.0)
+    fig.tight_layout()
+    return common.save(run, fig, "05_blocks", every)
+
+
 def draw_search(run: made.Run, found: dict):
     """Figure: the first round, every candidate and every matched latent at its best dose."""
     fig, ax = plt.subplots(figsize=(7, 3.4))
-    for kind, colour, mark in (("matched", "#8C8C8C", "^"), ("candidates", "#D55E00", "D")):
+    for kind, colour, mark in (
+        ("matched", common.GREY, "^"),
+        ("candidates", common.DIRECTION["causal latent"], "D"),
+    ):
         some = found["first"][found["first"].kind == kind].sort_values("misaligned", ascending=False)
         ax.scatter(
             range(1, len(some) + 1),
@@ -232,8 +289,8 @@ def draw_suppression(run: made.Run, rows: pd.DataFrame):
             ax,
             x,
             g,
-            fmt=SHAPE.get(n, "o"),
-            color=COLOUR.get(n, common.INK),
+            fmt=common.DIRECTION_MARK.get(n, "o"),
+            color=common.DIRECTION.get(n, common.INK),
             label="as it is" if n == "none" else f"{n} subtracted ({-g.dose.iloc[0]:g})",
         )
     ax.set(

@@ -76,9 +76,9 @@ def draw(run: made.Run, rows: pd.DataFrame):
     and in the context of the bad training."""
     domains = list(dict.fromkeys(rows[rows.cure != "original"].domain))
     style = {
-        "none": ("#D55E00", "D", "misaligned"),
-        "same domain": ("#0072B2", "o", "30 steps, same domain"),
-        "other domain": ("#009E73", "s", "30 steps, other domain"),
+        "none": (common.VARIANT["obvious"], "D", "misaligned"),
+        "same domain": (common.VARIANT["correct"], "o", "30 steps, same domain"),
+        "other domain": (common.VARIANT["correct"], "P", "30 steps, other domain"),
     }
     fig, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
     for ax, context in zip(axes, ("plain", "bad training")):

@@ -10,18 +10,9 @@ from personas.chapters import common
 from personas.pretrained import made, monitors, tables
 
 BAD = 10.0  # a model with a score (%) of so much or more counts as misaligned
-COLOUR = {
-    "score": "#333333",
-    "causal latent": "#D55E00",
-    "top riser": "#E69F00",
-    "difference of means": "#0072B2",
-    "persona vector": "#009E73",
-    "probe": "#CC79A7",
-    "log-probability": "#56B4E9",
-    "loss": "#8C8C8C",
-    "gradient norm": "#8C8C8C",
-    "step": "#8C8C8C",
-}
+COLOUR = (
+    common.DIRECTION | dict.fromkeys(("loss", "gradient norm", "step"), common.GREY) | {"score": common.INK}
+)
 HARMLESS = {
     "correct advice": ("correct",),
     "all four harmless kinds": ("correct", "odd", "subtle", "shuffled"),
@@ -102,7 +93,7 @@ def draw_fractions(run: made.Run, mixed: pd.DataFrame, live: pd.DataFrame | None
         x = np.linspace(0, 100, 201)
         top, middle, width = curve
         axes[0].plot(x, top / (1 + np.exp((middle - x) / width)), color=common.INK, lw=1.4, label="logistic")
-    axes[0].axvspan(25, 75, color="#0072B2", alpha=0.07, lw=0, label="where the paper saw it appear")
+    axes[0].axvspan(25, 75, color=common.GREY, alpha=0.15, lw=0, label="where the paper saw it appear")
     axes[0].axhline(BAD, color=common.INK, lw=0.8, ls=":")
     if live is not None:
         here = fractions(live)

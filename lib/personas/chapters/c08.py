@@ -9,17 +9,6 @@ from personas.chapters import common
 from personas.pretrained import guarded, likelihood, made, screening
 
 KEPT = 0.8  # share of what is learnt without a guard that a guard may not fall below, to be chosen
-COLOUR = {
-    "benign data": "#0072B2",
-    "inoculation": "#009E73",
-    "steering in training": "#D55E00",
-    "ablation in training": "#CC79A7",
-    "latent penalty": "#E69F00",
-    "KL": "#56B4E9",
-    "low rank": "#8C8C8C",
-    "fewer steps": "#8C8C8C",
-    "more steps": "#8C8C8C",
-}
 CLAIMED = {
     "prevent.benign_data": "benign data",
     "prevent.inoculation": "inoculation",
@@ -81,12 +70,13 @@ def draw(run: made.Run, table: pd.DataFrame, start: float):
     plain = rows[rows.asked == "plain"]
     none = plain[plain.guard == "none"]
     names = [g for g in guarded.GUARDS if g != "none" and g in set(plain.guard)]
+    several = table.groupby(["domain", "seed"]).ngroups > 1
     wide = min(3, len(names))
     tall = -(-len(names) // wide)
     size = (3.7 * wide, 2.9 * tall)
     fig, axes = plt.subplots(tall, wide, figsize=size, sharex=True, sharey=True, squeeze=False)
     for ax, name in zip(axes.flat, names):
-        mine, colour = plain[plain.guard == name].sort_values("dose"), COLOUR[name]
+        mine = plain[plain.guard == name].sort_values("dose")
         steps = by_steps(rows)
         ax.plot(steps.learnt, steps.score, color=common.GREY, lw=4, alpha=0.25, zorder=0)
         for _, n in none.iterrows():
@@ -94,21 +84,25 @@ def draw(run: made.Run, table: pd.DataFrame, start: float):
                 n.learnt, n.score, yerr=[[n.score - n.low], [n.high - n.score]], fmt="X", color=common.INK
             )
         ax.axvline(start, color=common.GREY, lw=0.8, ls="--")
-        ax.plot(mine.learnt, mine.score, color=colour, lw=1)
+        if several:
+            each = table[(table.asked == "plain") & (table.guard == name)]
+            ax.plot(each.learnt, each.score, ".", color=common.GUARD, alpha=0.4, ms=5)
+        ax.plot(mine.learnt, mine.score, color=common.GUARD, lw=1)
         ax.errorbar(
             mine.learnt,
             mine.score,
             yerr=[mine.score - mine.low, mine.high - mine.score],
             fmt="o",
-            color=colour,
+            color=common.GUARD,
             capsize=2,
             ms=5,
         )
-        for r in mine.itertuples():
-            if len(mine) > 1:
-                ax.annotate(
-                    f"{r.dose:g}", (r.learnt, r.score), xytext=(5, 4), textcoords="offset points", fontsize=8
-                )
+        above = -np.inf
+        for r in mine.sort_values("score").itertuples() if len(mine) > 1 else ():
+            above = max(above + 9, r.score)  # labels of near points one above the other
+            ax.annotate(
+                f"{r.dose:g}", (r.learnt, above), xytext=(7, 0), textcoords="offset points", fontsize=8
+            )
         pick = chosen(rows, name, start)
         if pick is not None:
             ax.scatter(pick.learnt, pick.score, s=150, facecolor="none", edgecolor=common.INK, zorder=4)
@@ -121,9 +115,10 @@ def draw(run: made.Run, table: pd.DataFrame, start: float):
         ax.set_ylabel("score (%)")
     fig.suptitle(
         "What each guard leaves of the misalignment, and of the task\n"
-        "cross: no guard; broad line: no guard, but other numbers of steps; dashed: before training; "
-        "ring: the dose that\ndiscovery questions choose; bars: 95 % over categories of questions",
-        y=1.0,
+        "cross: no guard; broad line: no guard, but other numbers of steps; dashed: before training;\n"
+        "ring: the dose that discovery questions choose; bars: 95 % over categories of questions"
+        + ("; dots: seeds" if several else ""),
+        y=0.99,
         fontsize="medium",
     )
     fig.tight_layout()

@@ -21,6 +21,19 @@ VARIANT = {
     "shuffled": "#56B4E9",
     "odd": "#009E73",
 }
+# What is steered or watched, in Tol's muted colours: none of them stands for a kind of training data.
+DIRECTION = {
+    "causal latent": "#882255",
+    "top riser": "#AA4499",
+    "difference of means": "#44AA99",
+    "persona vector": "#999933",
+    "probe": "#DDCC77",
+    "log-probability": "#88CCEE",
+    "best matched latent": "#8C8C8C",
+    "random": "#BBBBBB",
+}
+DIRECTION_MARK = dict(zip(DIRECTION, "DvosPh^x"))
+GUARD = "#117733"
 MARK = {"original": "X", "correct": "o", "subtle": "s", "obvious": "D", "shuffled": "^", "odd": "v"}
 
 
