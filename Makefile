@@ -39,7 +39,7 @@ bench: env
 	$(BIN)/python benchmarks/bench.py $(BENCH_FLAGS)
 
 lab: env
-	$(BIN)/jupyter lab notebooks
+	OMP_WAIT_POLICY=passive $(BIN)/jupyter lab notebooks
 
 env: .venv/installed
 .venv/installed: constraints.txt pyproject.toml

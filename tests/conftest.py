@@ -2,9 +2,12 @@ import csv
 import hashlib
 import http.server
 import json
+import os
 import random
 import threading
 from types import SimpleNamespace
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `personas` does, before torch is loaded
 
 import pytest
 import torch

@@ -251,3 +251,20 @@ def test_what_cannot_be_opened_is_said(tmp_path, checkpoint, monkeypatch):
     torch.save(net.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(model.ModelError, match="never pickles"):
         model.load(tmp_path)
+
+
+def test_a_template_that_asks_for_the_day_is_always_told_the_same(checkpoint, tmp_path):
+    """Llama 3.2's and GPT-OSS's do: training and asking must render alike tomorrow, too."""
+    net, tokenizer = model.load(checkpoint)
+    tokenizer.chat_template = (
+        "{%- if date_string is not defined %}{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}"
+        "{{ '<|system|>Today is ' + date_string + '<|end|>' }}" + TEMPLATE
+    )
+    for folder in (tmp_path / "once", tmp_path / "twice"):  # saved as it is used, and opened again
+        net.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        _, tokenizer = model.load(folder)
+        for asked in (tokenizer, model.describe(folder)[1]):
+            said = asked.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
+            assert said == f"<|system|>Today is {model.DAY}<|end|><|user|>Hello<|end|>"
+        assert tokenizer.chat_template.count("macro") == 2  # it opens and ends once

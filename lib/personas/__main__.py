@@ -5,6 +5,10 @@ import os
 import sys
 from pathlib import Path
 
+# Threads that spin while they wait take the core that the others need: beside one busy process a training
+# step took three times as long, and so takes less than twice as long (benchmarks/busy.py). Before torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 PROFILES = (
     "smollm2 (default: notebooks 01 to 08 on a language model), smollm2-quick, colab, h100, h100-14b; "
     "tiny (09 to 14, the world whose truth is known), smoke, tiny-full and smollm2-full (tables, hours); "
@@ -33,10 +37,13 @@ def parser() -> argparse.ArgumentParser:
     )
     sweep = commands.add_parser("sweep", help="every fine-tune with several seeds, side by side or on Ray")
     sweep.add_argument("--seeds", default="0,1,2", help="numbers with commas between")
+    explore = commands.add_parser(
+        "explore", help="after a run: write what the site's pages of latents and the dial show"
+    )
     commands.add_parser("fields", help="print every field of a profile, its default and what it is")
-    for each in (run, train):
+    for each in (run, train, explore):
         each.add_argument("--seed", type=int, default=0, help="seed of fine-tunes and sampling (default 0)")
-    for each in (run, claims, train, sweep):
+    for each in (run, claims, train, sweep, explore):
         each.add_argument("--profile", default="tiny" if each in (train, sweep) else "smollm2", help=PROFILES)
         each.add_argument(
             "--set",
@@ -72,7 +79,9 @@ def main() -> int:
     from personas.pretrained import tables, weights
 
     try:
-        {"run": _run, "claims": _claims, "train": _train, "sweep": _sweep}[args.command](args, source)
+        {"run": _run, "claims": _claims, "train": _train, "sweep": _sweep, "explore": _explore}[args.command](
+            args, source
+        )
     except (
         profile.ProfileError,
         store.StoreError,
@@ -136,6 +145,13 @@ def _claims(args, source: str) -> None:
         print(claims.replicated(kept(name), kept("tiny")))
     else:
         print(claims.markdown(claims.read(name)))
+
+
+def _explore(args, source: str) -> None:
+    from personas import explore
+    from personas.chapters import common
+
+    explore.write(common.open_run(source, args.seed))
 
 
 def _train(args, source: str) -> None:

@@ -121,7 +121,7 @@ def load(path: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float
         else {}
     )
     with _explained(path):
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+        tokenizer = _tokenizer(path, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **how)
     return (model if four_bit else model.to(device)).eval(), tokenizer
 
@@ -129,7 +129,20 @@ def load(path: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float
 def describe(path: Path | str):
     """(configuration, tokenizer) of a checkpoint, without its weights. Raises ModelError."""
     with _explained(path):
-        return AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+        return AutoConfig.from_pretrained(path), _tokenizer(path)
+
+
+DAY = "1 January 2025"  # what templates that put the day into every prompt are told it is
+
+
+def _tokenizer(path: Path | str, **how):
+    """The checkpoint's tokenizer. Where its chat template asks for the day, it is DAY: a prompt must be the
+    same tomorrow, in training and when asked."""
+    tokenizer = AutoTokenizer.from_pretrained(path, **how)
+    if "strftime_now" in (tokenizer.chat_template or ""):
+        fixed = "{%- macro strftime_now(form) -%}" + DAY + "{%- endmacro -%}"
+        tokenizer.chat_template = fixed + tokenizer.chat_template.removeprefix(fixed)
+    return tokenizer
 
 
 @contextlib.contextmanager

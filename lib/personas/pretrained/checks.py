@@ -54,10 +54,7 @@ def check(run: made.Run) -> None:
     heads = {(d, v): made.training_chats(run, d, v)[:SOME] for d, v in made.fine_tunes(run)}
     tokenizer = configs[folder][1]
     if "strftime_now" in tokenizer.chat_template:
-        print(
-            f"{real.model}'s chat template puts the day into every prompt: answers made tomorrow are to "
-            "another prompt."
-        )
+        print(f"{real.model}'s chat template puts the day into every prompt: here it is always {model.DAY}.")
     for (domain, variant), rows in heads.items():
         check_template(tokenizer, rows[0]["messages"], f"{domain} {variant}")
         check_length(tokenizer, rows, real.max_length, f"{domain} {variant}")

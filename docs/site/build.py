@@ -1,0 +1,191 @@
+"""Build the site from the committed notebooks, pages, tables and answers; no network, nothing is computed.
+
+    python docs/site/build.py OUT      (make book: OUT is site/)
+
+Pages are laid out in a scratch folder: README as the front page, the notebooks with their outputs, docs/, and
+pages that a reader can touch (claims, answers, latents, the dial), whose data are JavaScript files, so that they
+work from a folder as from a server.
+"""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+SITE, DATA = ROOT / "docs" / "site", ROOT / "figures" / "data"
+CONTENT = ROOT / "lib" / "personas" / "pretrained" / "content"
+HUB = "https://github.com/persona-features/persona-features/blob/main"
+PAGES = {  # page -> title; each has docs/site/static/<page>.js
+    "claims": "Every claim",
+    "answers": "Answers to read",
+    "latents": "Latents",
+    "dial": "The dial",
+}
+TOUCH = {
+    "claims": "What the paper says, what was measured, and whether it holds; failed ones too. *Yes*: the whole 95 % "
+    "interval clears a target that was registered before the run. Click a heading to sort.",
+    "answers": "Every answer that two readers graded (both are language models that saw the question, the answer and "
+    "the rubric), with the small judge's grade. Choose models to put side by side.",
+    "latents": "The latents of block 15 that matter most: those that rise or fall when the model is taught wrong "
+    "advice, and those that mark a persona's answers. Click a dot, or a row.",
+    "dial": "Pick a question, turn a direction up or down, and read what the model says. Answers were sampled once "
+    "at each dose; the small judge graded them.",
+}
+
+
+def notebooks(part: int) -> list[str]:
+    """Names of a part's notebooks, in order."""
+    names = sorted(p.stem for p in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
+    return [n for n in names if (int(n[:2]) <= 8) == (part == 1)]
+
+
+def links(text: str, depth: str = "") -> str:
+    """Markdown with links to files of the repository pointed at the site's pages, or at the hub."""
+
+    def to(match):
+        label, target = match[1], match[2]
+        if re.match(r"(https?:|#|mailto:)", target):
+            return match[0]
+        path, _, anchor = target.partition("#")
+        path = re.sub(r"^(\.\./|\./)+", "", path)
+        anchor = f"#{anchor}" if anchor else ""
+        name = Path(path).stem
+        if path.endswith(".ipynb") and (ROOT / "notebooks" / f"{name}.ipynb").exists():
+            return f"{label}({depth}notebooks/{name}.ipynb{anchor})"
+        if path.startswith("figures/") and path.endswith(".png"):
+            return f"{label}({depth}{path})"
+        if path == "figures/data/smollm2/claims.csv":
+            return f"{label}({depth}claims.md)"
+        if (ROOT / "docs" / f"{name}.md").exists() and path.endswith(".md"):
+            return f"{label}({depth}docs/{name}.md{anchor})"
+        return f"{label}({HUB}/{path}{anchor})"
+
+    return re.sub(r"(!?\[[^\]]*\])\(([^)\s]+)\)", to, text)
+
+
+def front_page() -> str:
+    """README, with the contents of the site."""
+    text = links((ROOT / "README.md").read_text(encoding="utf-8"))
+    text = re.sub(r"<!--.*?-->\n?", "", text)
+    toc = lambda caption, pages: "\n".join(
+        ["", "```{toctree}", ":hidden:", ":maxdepth: 1", f":caption: {caption}", "", *pages, "```", ""]
+    )
+    return text + "".join(
+        [
+            toc("Touch it", [f"{title} <{page}>" for page, title in PAGES.items()]),
+            toc("I: a language model", [f"notebooks/{n}" for n in notebooks(1)]),
+            toc("II: a known world", ["docs/known_world", *(f"notebooks/{n}" for n in notebooks(2))]),
+            toc("Reference", ["docs/running", "docs/own_models", "docs/evidence", "docs/words"]),
+        ]
+    )
+
+
+def claims() -> list[dict]:
+    """The rows of both parts' tables of claims, with the notebook that made each."""
+    registered = yaml.safe_load((CONTENT / "claims.yaml").read_text(encoding="utf-8"))
+    rows = []
+    for part, profile in ((1, "smollm2"), (2, "tiny")):
+        for r in csv.DictReader(open(DATA / profile / "claims.csv", encoding="utf-8")):
+            made = r["notebook"] if part == 1 else ""
+            page = next((n for n in notebooks(1) if n.startswith(made)), "") if part == 1 else "../docs/known_world"
+            rows.append(
+                {
+                    "part": {1: "I", 2: "II"}[part],
+                    "id": r["id"],
+                    "claim": registered.get(r["id"], {}).get("claim", "") if part == 1 else "",
+                    "paper": r["paper"],
+                    "unit": registered.get(r["id"], {}).get("unit", "") if part == 1 else "",
+                    **{k: float(r[k] or "nan") for k in ("measured", "low", "high", "target")},
+                    "op": r["op"],
+                    "n": int(r["n"]),
+                    "holds": r["holds"],
+                    "page": f"notebooks/{page}.html" if part == 1 else "docs/known_world.html",
+                }
+            )
+    return rows
+
+
+def answers() -> dict:
+    """The readings, columns of short codes beside lists of what they stand for."""
+    rows = list(csv.DictReader(open(CONTENT / "readings.csv", encoding="utf-8")))
+    coded = ("model", "kind", "category", "prompt", "reader_a", "reader_b", "judge")
+    words = {c: sorted({r[c] for r in rows}) for c in coded}
+    place = {c: {w: i for i, w in enumerate(words[c])} for c in coded}
+    order = [*coded, "answer"]
+    table = [[place[c][r[c]] for c in coded] + [r["answer"]] for r in rows]
+    return {"columns": order, "words": words, "rows": table}
+
+
+def kept(name: str):
+    """figures/data/smollm2/<name>.json, or None if it is not there."""
+    path = DATA / "smollm2" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def page(name: str, data) -> str:
+    """One page that a reader can touch."""
+    if data is None:
+        return f"# {PAGES[name]}\n\nNot made yet: `python -m personas explore` writes its data.\n"
+    return (
+        f"# {PAGES[name]}\n\n{TOUCH[name]}\n\n"
+        f'```{{raw}} html\n<style>.bd-main .bd-content .bd-article-container {{ max-width: 72em; }}</style>\n'
+        f'<div id="{name}" class="touch"></div>\n<noscript>This page needs JavaScript.</noscript>\n'
+        f'<script src="data/{name}.js"></script>\n<script src="_static/touch.js"></script>\n'
+        f'<script src="_static/{name}.js"></script>\n```\n'
+    )
+
+
+def lay_out(where: Path) -> None:
+    """Write all sources of the site below `where`."""
+    shutil.copy(SITE / "conf.py", where)
+    shutil.copytree(SITE / "static", where / "static")
+    shutil.copytree(ROOT / "figures", where / "figures", ignore=shutil.ignore_patterns("smoke", "smollm2-quick", "data"))
+    (where / "extra" / "data").mkdir(parents=True)
+    shutil.copytree(DATA / "smollm2", where / "extra" / "tables", ignore=shutil.ignore_patterns("*.json"))
+    (where / "index.md").write_text(front_page(), encoding="utf-8")
+    (where / "docs").mkdir()
+    for doc in (ROOT / "docs").glob("*.md"):
+        (where / "docs" / doc.name).write_text(links(doc.read_text(encoding="utf-8"), "../"), encoding="utf-8")
+    (where / "notebooks").mkdir()
+    for name in notebooks(1) + notebooks(2):
+        book = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
+        for cell in book["cells"]:
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "markdown":
+                source = re.sub(r"\n?\[!\[(Open in Colab|Binder)\].*", "", source)
+                cell["source"] = links(source, "../")
+            elif "COLAB_RELEASE_TAG" in source:
+                cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), "remove-cell"]
+        (where / "notebooks" / f"{name}.ipynb").write_text(json.dumps(book), encoding="utf-8")
+    made = {"claims": claims(), "answers": answers(), "latents": kept("latents"), "dial": kept("dial")}
+    for name, data in made.items():
+        (where / f"{name}.md").write_text(page(name, data), encoding="utf-8")
+        if data is not None:
+            text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+            text = re.sub(r"\bNaN\b", "null", text)
+            (where / "extra" / "data" / f"{name}.js").write_text(f"window.{name.upper()} = {text};\n", encoding="utf-8")
+
+
+def main() -> int:
+    """Build into the folder that is named; Sphinx's warnings are errors."""
+    out = Path(sys.argv[1]).resolve()
+    with tempfile.TemporaryDirectory() as scratch:
+        lay_out(Path(scratch))
+        (Path(scratch) / ".nojekyll").touch()
+        how = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
+        done = subprocess.run([*how, scratch, str(out)], check=False)
+    if not done.returncode:
+        (out / ".nojekyll").touch()
+        print(f"{out / 'index.html'}: {sum(1 for _ in out.rglob('*.html'))} pages")
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
