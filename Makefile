@@ -2,6 +2,7 @@
 # make quick: the same on two domains and with fewer answers, coarser.
 # make test: environment, then pytest, and nbval over what `make quick` writes.
 # make lint: ruff and basedpyright, in an environment of their own.
+# make book: the site, from the committed notebooks, into site/.
 # make bench: our fast paths beside what people would use instead (benchmarks/RESULTS.md); with nothing else running.
 PYTHON ?= python3
 PROFILE ?= smollm2
@@ -10,7 +11,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 NBVAL := $(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=3600 --timeout=7200
 
-.PHONY: run quick test test-all lint lab env bench clean
+.PHONY: run quick test test-all lint lab book env bench clean
 run: env
 	$(BIN)/python -m personas run --profile $(PROFILE) $(RUN_FLAGS)
 
@@ -27,13 +28,21 @@ test-all: test
 	$(NBVAL) notebooks/09*.ipynb notebooks/1*.ipynb
 
 lint: .venv/lint env
-	.venv/lint/bin/ruff format --check lib tests benchmarks
-	.venv/lint/bin/ruff check lib tests benchmarks
+	.venv/lint/bin/ruff format --check lib tests benchmarks docs
+	.venv/lint/bin/ruff check lib tests benchmarks docs
 	.venv/lint/bin/basedpyright --pythonpath $(BIN)/python
 
 .venv/lint: tests/lint.txt | .venv/installed
 	$(PYTHON) -m venv $@
 	$@/bin/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r tests/lint.txt
+
+book: .venv/book
+	.venv/book/bin/python docs/site/build.py site
+
+.venv/book: docs/site/requirements.txt | .venv/installed
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r docs/site/requirements.txt
+	touch $@
 
 bench: env
 	$(BIN)/python benchmarks/bench.py $(BENCH_FLAGS)

@@ -3,8 +3,8 @@
     python docs/site/build.py OUT      (make book: OUT is site/)
 
 Pages are laid out in a scratch folder: README as the front page, the notebooks with their outputs, docs/, and
-pages that a reader can touch (claims, answers, latents, the dial), whose data are JavaScript files, so that they
-work from a folder as from a server.
+pages that a reader can touch (claims, answers, latents, the dial), whose data are JavaScript files, so that
+they work from a folder as from a server.
 """
 
 import csv
@@ -29,14 +29,15 @@ PAGES = {  # page -> title; each has docs/site/static/<page>.js
     "dial": "The dial",
 }
 TOUCH = {
-    "claims": "What the paper says, what was measured, and whether it holds; failed ones too. *Yes*: the whole 95 % "
-    "interval clears a target that was registered before the run. Click a heading to sort.",
-    "answers": "Every answer that two readers graded (both are language models that saw the question, the answer and "
-    "the rubric), with the small judge's grade. Choose models to put side by side.",
+    "claims": "What the paper says, what was measured, and whether it holds; failed ones too. *Yes*: the whole "
+    "95 % interval clears a target that was registered before the run. Click a heading to sort.",
+    "answers": "Every answer that two readers graded (both are language models that saw the question, the answer "
+    "and the rubric), with the small judge's grade. Choose models to put side by side.",
     "latents": "The latents of block 15 that matter most: those that rise or fall when the model is taught wrong "
-    "advice, and those that mark a persona's answers. Click a dot, or a row.",
-    "dial": "Pick a question, turn a direction up or down, and read what the model says. Answers were sampled once "
-    "at each dose; the small judge graded them.",
+    "advice, and those that mark a persona's answers. Click a dot, or a number in the table.",
+    "dial": "Pick a question, turn a direction up or down, and read what the model says. A dose is in units of the "
+    "activations' typical distance from their mean. Answers were sampled once at each dose; the small judge "
+    "graded them.",
 }
 
 
@@ -93,8 +94,7 @@ def claims() -> list[dict]:
     rows = []
     for part, profile in ((1, "smollm2"), (2, "tiny")):
         for r in csv.DictReader(open(DATA / profile / "claims.csv", encoding="utf-8")):
-            made = r["notebook"] if part == 1 else ""
-            page = next((n for n in notebooks(1) if n.startswith(made)), "") if part == 1 else "../docs/known_world"
+            made = next((n for n in notebooks(1) if n.startswith(r["notebook"])), "")
             rows.append(
                 {
                     "part": {1: "I", 2: "II"}[part],
@@ -106,7 +106,7 @@ def claims() -> list[dict]:
                     "op": r["op"],
                     "n": int(r["n"]),
                     "holds": r["holds"],
-                    "page": f"notebooks/{page}.html" if part == 1 else "docs/known_world.html",
+                    "page": f"notebooks/{made}.html" if part == 1 else "docs/known_world.html",
                 }
             )
     return rows
@@ -129,6 +129,13 @@ def kept(name: str):
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
+def downloads(name: str) -> str:
+    """Links to the tables behind a notebook's figures; none for Part II, whose tables lie in the repository."""
+    found = sorted(p.name for p in (DATA / "smollm2").glob(f"{name[:2]}_*.csv")) if name in notebooks(1) else []
+    links = " · ".join(f'<a href="../tables/{f}" download>{f}</a>' for f in found)
+    return f"**The numbers behind the figures.** {links}" if found else ""
+
+
 def page(name: str, data) -> str:
     """One page that a reader can touch."""
     if data is None:
@@ -146,13 +153,16 @@ def lay_out(where: Path) -> None:
     """Write all sources of the site below `where`."""
     shutil.copy(SITE / "conf.py", where)
     shutil.copytree(SITE / "static", where / "static")
-    shutil.copytree(ROOT / "figures", where / "figures", ignore=shutil.ignore_patterns("smoke", "smollm2-quick", "data"))
+    shutil.copytree(
+        ROOT / "figures", where / "figures", ignore=shutil.ignore_patterns("smoke", "smollm2-quick", "data")
+    )
     (where / "extra" / "data").mkdir(parents=True)
     shutil.copytree(DATA / "smollm2", where / "extra" / "tables", ignore=shutil.ignore_patterns("*.json"))
     (where / "index.md").write_text(front_page(), encoding="utf-8")
     (where / "docs").mkdir()
     for doc in (ROOT / "docs").glob("*.md"):
-        (where / "docs" / doc.name).write_text(links(doc.read_text(encoding="utf-8"), "../"), encoding="utf-8")
+        text = links(doc.read_text(encoding="utf-8"), "../")
+        (where / "docs" / doc.name).write_text(text, encoding="utf-8")
     (where / "notebooks").mkdir()
     for name in notebooks(1) + notebooks(2):
         book = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
@@ -163,6 +173,9 @@ def lay_out(where: Path) -> None:
                 cell["source"] = links(source, "../")
             elif "COLAB_RELEASE_TAG" in source:
                 cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), "remove-cell"]
+        if tables := downloads(name):
+            cell = {"cell_type": "markdown", "metadata": {}, "source": tables}
+            book["cells"].append(cell | ({"id": "downloads"} if "id" in book["cells"][0] else {}))
         (where / "notebooks" / f"{name}.ipynb").write_text(json.dumps(book), encoding="utf-8")
     made = {"claims": claims(), "answers": answers(), "latents": kept("latents"), "dial": kept("dial")}
     for name, data in made.items():
@@ -170,7 +183,8 @@ def lay_out(where: Path) -> None:
         if data is not None:
             text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
             text = re.sub(r"\bNaN\b", "null", text)
-            (where / "extra" / "data" / f"{name}.js").write_text(f"window.{name.upper()} = {text};\n", encoding="utf-8")
+            script = where / "extra" / "data" / f"{name}.js"
+            script.write_text(f"window.{name.upper()} = {text};\n", encoding="utf-8")
 
 
 def main() -> int:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 # Threads that spin while they wait take the core that the others need: beside one busy process a training
-# step took three times as long, and so takes less than twice as long (benchmarks/busy.py). Before torch loads.
+# step took three times as long; so it takes less than twice as long (benchmarks/busy.py). Before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 PROFILES = (
