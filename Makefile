@@ -19,7 +19,7 @@ quick: env
 	$(BIN)/python -m personas run --profile smollm2-quick $(RUN_FLAGS)
 
 test: quick .venv/extras .venv/sae-lens
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
 	$(NBVAL) runs/smollm2-quick/notebooks
 
 # With the slow tests, and nbval over Part II (after make run PROFILE=tiny).

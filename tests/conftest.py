@@ -15,7 +15,7 @@ import transformers
 
 from personas import data, model, world
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(scope="session")

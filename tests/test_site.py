@@ -102,7 +102,8 @@ def test_latents_and_the_dial_hold_what_their_pages_show(site):
 
 def test_a_link_is_pointed_at_the_sites_own_page():
     text = "[a](../notebooks/02_emergent_misalignment.ipynb) ![b](figures/02_emergent_misalignment.png)"
-    text += " [c](evidence.md#seeds) [d](../lib/personas/profiles/h100.yaml) [e](figures/data/smollm2/claims.csv) [f](https://x.org)"
+    text += " [c](evidence.md#seeds) [d](../lib/personas/profiles/h100.yaml)"
+    text += " [e](figures/data/smollm2/claims.csv) [f](https://x.org)"
     hub = build.HUB
     assert build.links(text, "../") == (
         "[a](../notebooks/02_emergent_misalignment.ipynb) ![b](../figures/02_emergent_misalignment.png) "

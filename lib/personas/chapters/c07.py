@@ -205,6 +205,38 @@ def draw_leads(run: made.Run, table: pd.DataFrame):
     return common.save(run, fig, "07_lead", table)
 
 
+def stopping(course: pd.DataFrame) -> pd.DataFrame:
+    """What would happen if each monitor stopped a training at its first look above every look at every
+    harmless fine-tune of the *other* domains. A row per monitor and watched fine-tune: `stops` (step; nan:
+    never) and `score` at that look."""
+    rows = []
+    for name in monitors.READ:
+        for domain, mine in course.groupby("domain"):
+            calm = course[(course.domain != domain) & (course.variant != "obvious")][name]
+            for (variant, seed), g in mine.sort_values("step").groupby(["variant", "seed"], sort=False):
+                above = g[g[name] > calm.max()] if len(calm) else g[:0]
+                first = above.iloc[0] if len(above) else None
+                about = {"monitor": name, "domain": domain, "variant": variant, "seed": seed}
+                stops, score = (np.nan, np.nan) if first is None else (first.step, first.score)
+                rows.append(about | {"stops": stops, "score": score})
+    return pd.DataFrame(rows)
+
+
+def stopped(table: pd.DataFrame) -> pd.DataFrame:
+    """`stopping` in a row per monitor: how many obviously wrong trainings it stops, at which step and score
+    (medians), how many with a score of at most 5 %, and how many harmless ones it stops, kind by kind."""
+    rows = []
+    for name, g in table.groupby("monitor", sort=False):
+        bad = g[g.variant == "obvious"]
+        row = {"monitor": name, "stopped": f"{bad.stops.notna().sum()} of {len(bad)}"}
+        row |= {"median step": bad.stops.median(), "median score": bad.score.median()}
+        row |= {"at 5 % or less": int((bad.score <= 5).sum())}
+        for kind, calm in g[g.variant != "obvious"].groupby("variant", sort=False):
+            row[f"{kind} stopped"] = f"{calm.stops.notna().sum()} of {len(calm)}"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 # --- which models -------------------------------------------------------------------------------------------
 
 
