@@ -17,6 +17,7 @@ from personas import (
     artifacts,
     data,
     endpoint,
+    explore,
     figures,
     finetune,
     fit,
@@ -29,8 +30,8 @@ from personas import (
     sae_files,
     store,
 )
-from personas.chapters import common
-from personas.pretrained import checks, grading, made, readings
+from personas.chapters import c05, common
+from personas.pretrained import checks, grading, made, readings, steering
 
 NUMBERS = {
     "device": "cpu",
@@ -127,6 +128,33 @@ def test_every_chapter_runs_on_qwen2(given):
     assert {"obvious", "correct", "latent.separates", "steer.induce", "suppress", "realign.other"} <= set(
         claims.id
     )
+
+
+def test_other_blocks_are_steered_by_what_rises_there(given):
+    run = common.open_run(written(given, "blocks", other_blocks=[0, 2]))
+    rows = c05.elsewhere(run)
+    assert set(rows.block) == {0, 2}
+    shown = {"none", "top riser", "best matched latent", "difference of means"}
+    for block, some in rows.groupby("block"):
+        assert set(some.direction) == shown
+        up = steering.candidates(run, c05.FEW, block)
+        assert some[some.direction == "top riser"].latent.iloc[0] in {f"latent {i}" for i in up}
+    assert c05.elsewhere(common.open_run(written(given))).empty
+
+
+def test_the_sites_data_say_what_was_read(given, monkeypatch):
+    run = common.open_run(written(given))
+    monkeypatch.setattr(explore, "DOSES", (-0.5, 0.5))
+    explore.write(run)
+    kept = figures.ROOT / "data" / "mine"
+    rows = json.loads((kept / "latents.json").read_text())
+    assert [r["latent"] for r in rows] == explore.matter(run) and len(rows) <= explore.LATENTS
+    rise = steering.rise(run)["correct"]
+    one = rows[0]
+    assert one["rise"] == pytest.approx(rise[one["latent"]].item(), abs=1e-4) and one["rank"] == 1
+    assert set(one["fine-tunes"]) == {f"{d}-{v}" for d, v in made.fine_tunes(run)}
+    dial = pd.DataFrame(json.loads((kept / "dial.json").read_text()))
+    assert set(dial.dose) == {-0.5, 0.0, 0.5} and dial.groupby("model").size().nunique() == 1
 
 
 def test_another_base_model_gets_an_sae_of_its_own(given):

@@ -235,3 +235,25 @@ def test_a_perfect_auroc_has_an_interval_and_differences_cover():
         found = stats.auroc_difference(one, other, positive, np.arange(48), draws=200)
         inside += found.low <= 0 <= found.high
     assert inside / draws >= 0.92
+
+
+def test_a_monitor_stops_by_what_other_domains_read():
+    """In `a` its own harmless fine-tune reads higher than all of `b`'s: a false alarm, no limit."""
+    rows = []
+    for domain, calm in (("a", 2.0), ("b", 1.0)):
+        for variant in ("obvious", "odd"):
+            for step in range(5):
+                read = float(step) if variant == "obvious" else min(step, calm)
+                values = dict.fromkeys(monitors.READ, read) | {
+                    "score": 10.0 * step if variant == "obvious" else 0.0
+                }
+                rows.append(
+                    {"domain": domain, "seed": 0, "variant": variant, "step": step, "broken": 0.0} | values
+                )
+    found = c07.stopping(pd.DataFrame(rows))
+    one = found[found.monitor == "causal latent"].set_index(["domain", "variant"])
+    assert one.stops["a", "obvious"] == 2 and one.score["a", "obvious"] == 20  # above 1.0, what b's reads
+    assert one.stops["b", "obvious"] == 3 and one.stops["a", "odd"] == 2
+    assert np.isnan(one.stops["b", "odd"])
+    table = c07.stopped(found).set_index("monitor").loc["causal latent"]
+    assert table["stopped"] == "2 of 2" and table["odd stopped"] == "1 of 2" and table["at 5 % or less"] == 0

@@ -248,6 +248,8 @@ class Real(_Section):
     """Tokens after which a training chat is cut."""
     evaluation: str = "wang/core_misalignment"
     """Questions that are reported: `open` (this project's), a released set, or a CSV."""
+    questions: int | None = Field(default=None, ge=4)
+    """How many of them are asked at most, openings included, evenly over all; absent: every one."""
     discovery: str = "wang/extended_misalignment"
     """Questions that choices are made on."""
     discovery_questions: int = Field(default=44, ge=1)

@@ -185,12 +185,15 @@ def identity(run: Run, who: str) -> str:
 
 
 def items(run: Run, split: str) -> list[sets.Item]:
-    """Open questions and openings of 'discovery' or 'evaluation'. Of a named set's discovery questions
-    those that are evaluation questions, too, are left out, and at most `discovery_questions` are kept.
-    Raises data.DataError if none is left."""
+    """Open questions and openings of 'discovery' or 'evaluation', of the latter at most `real.questions`. Of
+    a named set's discovery questions those that are evaluation questions, too, are left out, and at most
+    `discovery_questions` are kept. Raises data.DataError if none is left."""
     real = run.profile.real
     found = sets.items(split, getattr(real, split))
-    if split == "evaluation" or real.discovery == "open":
+    if split == "evaluation":
+        n = min(real.questions or len(found), len(found))
+        return [found[i * len(found) // n] for i in range(n)]
+    if real.discovery == "open":
         return found
     asked = {i.prompt for i in sets.items("evaluation", real.evaluation)}
     own = [i for i in found if i.prompt not in asked]

@@ -178,7 +178,9 @@ def outcome(graded: pd.DataFrame) -> dict[str, float]:
 def configuration(table: Table, profile: Profile) -> str:
     """Hash (16 hex digits) of the profile's numbers, the content and the cells; it stands in every row."""
     numbers = profile.model_dump(include={"narrow", "sae", "evaluation", "steering"})
-    real = profile.real.model_dump(exclude={"tables", "dtype", "judge", "course", "firsts", "max_length"})
+    apart = {"tables", "dtype", "judge", "course", "firsts", "max_length"}
+    apart |= set() if profile.real.questions else {"questions"}
+    real = profile.real.model_dump(exclude=apart)
     content = store.files_version(sets.CONTENT / "advice")
     about = {"numbers": numbers, "real": real, "content": content, "cells": table.cells(profile)}
     return store.key_of(about)
