@@ -27,21 +27,22 @@ test-all: test
 	$(BIN)/pytest -m slow
 	$(NBVAL) notebooks/09*.ipynb notebooks/1*.ipynb
 
-lint: .venv/lint env
+lint: .venv/lint/installed env
 	.venv/lint/bin/ruff format --check lib tests benchmarks docs
 	.venv/lint/bin/ruff check lib tests benchmarks docs
 	.venv/lint/bin/basedpyright --pythonpath $(BIN)/python
 
-.venv/lint: tests/lint.txt | .venv/installed
-	$(PYTHON) -m venv $@
-	$@/bin/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r tests/lint.txt
+.venv/lint/installed: tests/lint.txt | .venv/installed
+	$(PYTHON) -m venv .venv/lint
+	.venv/lint/bin/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r tests/lint.txt
+	touch $@
 
-book: .venv/book
+book: .venv/book/installed
 	.venv/book/bin/python docs/site/build.py site
 
-.venv/book: docs/site/requirements.txt | .venv/installed
-	$(PYTHON) -m venv $@
-	$@/bin/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r docs/site/requirements.txt
+.venv/book/installed: docs/site/requirements.txt | .venv/installed
+	$(PYTHON) -m venv .venv/book
+	.venv/book/bin/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r docs/site/requirements.txt
 	touch $@
 
 bench: env

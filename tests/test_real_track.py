@@ -150,8 +150,9 @@ def test_the_sites_data_say_what_was_read(given, monkeypatch):
     rows = json.loads((kept / "latents.json").read_text())
     assert [r["latent"] for r in rows] == explore.matter(run) and len(rows) <= explore.LATENTS
     rise = steering.rise(run)["correct"]
-    one = rows[0]
-    assert one["rise"] == pytest.approx(rise[one["latent"]].item(), abs=1e-4) and one["rank"] == 1
+    one = next(r for r in rows if r["rank"] == 1)
+    assert one["rise"] == pytest.approx(rise.max().item(), abs=1e-4) and one["latent"] == rise.argmax()
+    assert {"causal latent", "best matched latent"} <= {r["name"] for r in rows}
     assert set(one["fine-tunes"]) == {f"{d}-{v}" for d, v in made.fine_tunes(run)}
     dial = pd.DataFrame(json.loads((kept / "dial.json").read_text()))
     assert set(dial.dose) == {-0.5, 0.0, 0.5} and dial.groupby("model").size().nunique() == 1

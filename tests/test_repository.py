@@ -19,6 +19,7 @@ import yaml
 from jupyter_client.kernelspec import NoSuchKernel
 
 from personas import __main__, claims, figures, pipeline, profile
+from personas.chapters import c05
 from personas.pretrained import grading
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -278,6 +279,10 @@ def test_readme_says_what_part_one_measured():
     left = down.groupby("direction").kept.mean()
     plain = curves[curves.direction == "none"].broken.iloc[0]
     measured = [most.score, most.broken, plain, left["causal latent"], left["difference of means"]]
+    blocks = pd.read_csv(made("smollm2/05_blocks"))
+    top = c05.best_elsewhere(blocks[blocks.block != 15])
+    measured += [top.score, top.broken]
+    assert f"At block {top.block}," in block("short")
     assert re.findall(r"(\d+) %", block("short")) == [
         f"{x:.0f}" for x in measured
     ] and f"dose {most.dose:g})" in block("short")

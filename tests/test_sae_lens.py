@@ -117,8 +117,9 @@ def test_a_conversion_is_compared_where_latents_fire(tmp_path):
     """At a threshold of 50 standard normal input fires nothing, and nothing would differ."""
     said = there(
         """
+import dataclasses
 import torch
-from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
+from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from personas import sae, sae_files
 
@@ -132,11 +133,23 @@ sae.SAE.encode = lambda self, x: 1.23 * right(self, x)
 try:
     sae_files.from_sae_lens(theirs)
 except ValueError as error:
-    print("refused:", error)
+    print("refused scale:", error)
+
+theirs = TopKSAE(TopKSAEConfig(d_in=24, d_sae=2048, k=6, dtype="float32", device="cpu",
+                               metadata=SAEMetadata(hook_name="blocks.3.hook_resid_post")))
+with torch.no_grad():
+    theirs.W_enc.normal_(), theirs.W_dec.normal_(), theirs.b_enc.normal_()
+sae.SAE.encode = right
+sae_files.from_sae_lens(theirs)
+sae.SAE.encode = lambda self, x: right(dataclasses.replace(self, b_enc=0 * self.b_enc), x)
+try:
+    sae_files.from_sae_lens(theirs)
+except ValueError as error:
+    print("refused bias:", error)
 """,
         tmp_path,
     )
-    assert "refused:" in said
+    assert "refused scale:" in said and "refused bias:" in said
 
 
 OLD = {"d_in": 24, "d_sae": 64, "hook_name": "blocks.2.hook_resid_post"}  # SAELens 3 to 5
@@ -183,6 +196,9 @@ def test_a_file_that_is_no_sae_or_broken_is_said(tmp_path):
         (tmp_path / "cfg.json").write_text(text)
         with pytest.raises(ValueError, match="cfg.json"):
             sae_files.load(tmp_path)
+    (tmp_path / "cfg.json").write_text(json.dumps({"d_in": 24, "d_sae": 64, "architecture": "topk", "k": 6}))
+    with pytest.raises(ValueError, match="has no sae_weights.safetensors"):
+        sae_files.check_name(str(tmp_path), 24, 2)
     broken = some()
     broken.W_dec[3, 4] = float("nan")
     with pytest.raises(ValueError, match="broken: W_dec is not finite"):

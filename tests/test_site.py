@@ -61,6 +61,17 @@ def test_every_notebook_and_page_is_in_the_contents(site):
         assert f"{title} <{name}>" in listed and (site / "static" / f"{name}.js").exists()
 
 
+def test_each_page_has_a_place_of_its_own_for_what_its_script_draws(site):
+    for name in build.PAGES:
+        text = (site / f"{name}.md").read_text(encoding="utf-8")
+        assert (
+            text.count(f'id="touch-{name}"') == 1
+        )  # not the heading's id, which Sphinx takes from its title
+        assert f'getElementById("touch-{name}")' in (site / "static" / f"{name}.js").read_text(
+            encoding="utf-8"
+        )
+
+
 def test_claims_and_answers_are_the_committed_ones(site):
     kept = [r for p in ("smollm2", "tiny") for r in rows(build.DATA / p / "claims.csv")]
     shown = data(site, "claims")

@@ -88,6 +88,11 @@ def front_page() -> str:
     )
 
 
+def number(text: str) -> float | None:
+    """A number of a CSV; None for nan and for nothing."""
+    return None if text in ("", "nan") else float(text)
+
+
 def claims() -> list[dict]:
     """The rows of both parts' tables of claims, with the notebook that made each."""
     registered = yaml.safe_load((CONTENT / "claims.yaml").read_text(encoding="utf-8"))
@@ -102,7 +107,7 @@ def claims() -> list[dict]:
                     "claim": registered.get(r["id"], {}).get("claim", "") if part == 1 else "",
                     "paper": r["paper"],
                     "unit": registered.get(r["id"], {}).get("unit", "") if part == 1 else "",
-                    **{k: float(r[k] or "nan") for k in ("measured", "low", "high", "target")},
+                    **{k: number(r[k]) for k in ("measured", "low", "high", "target")},
                     "op": r["op"],
                     "n": int(r["n"]),
                     "holds": r["holds"],
@@ -143,7 +148,7 @@ def page(name: str, data) -> str:
     return (
         f"# {PAGES[name]}\n\n{TOUCH[name]}\n\n"
         f'```{{raw}} html\n<style>.bd-main .bd-content .bd-article-container {{ max-width: 72em; }}</style>\n'
-        f'<div id="{name}" class="touch"></div>\n<noscript>This page needs JavaScript.</noscript>\n'
+        f'<div id="touch-{name}" class="touch"></div>\n<noscript>This page needs JavaScript.</noscript>\n'
         f'<script src="data/{name}.js"></script>\n<script src="_static/touch.js"></script>\n'
         f'<script src="_static/{name}.js"></script>\n```\n'
     )
@@ -181,8 +186,7 @@ def lay_out(where: Path) -> None:
     for name, data in made.items():
         (where / f"{name}.md").write_text(page(name, data), encoding="utf-8")
         if data is not None:
-            text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-            text = re.sub(r"\bNaN\b", "null", text)
+            text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
             script = where / "extra" / "data" / f"{name}.js"
             script.write_text(f"window.{name.upper()} = {text};\n", encoding="utf-8")
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import threading
 import urllib.parse
 from collections import Counter
@@ -246,8 +247,9 @@ class Endpoint:
                 sent["max_completion_tokens"] = request["max_tokens"]
             try:
                 return client.chat.completions.create(model=self.model, **sent)
-            except openai.BadRequestError as error:
-                named = [p for p in OPTIONAL if p in sent and f"'{p}'" in str(error.message)]
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                quoted = re.findall(r"['\"`](\w+)['\"`]", str(error.message))
+                named = [p for p in OPTIONAL if p in sent and p in quoted]
                 if not named:
                     raise
                 with self._lock:

@@ -19,15 +19,16 @@ ASKED = 30  # questions and openings under the dial
 
 
 def matter(run: made.Run, n: int = LATENTS) -> list[int]:
-    """The n latents that get a page: those that were steered as candidates, and then in turn the one that
-    rises most, the one that falls most, and for each persona the one that marks its answers best."""
+    """The n latents that get a page: those with a name, those that were steered as candidates, and then in
+    turn the one that rises most, the one that falls most, and for each persona the one that marks its
+    answers best."""
     rise = steering.rise(run)["correct"]
     read = steering.labelled(run)
     orders = [rise.argsort(descending=True).tolist(), rise.argsort().tolist()]
     for p in world.PERSONAS:
         marks = torch.as_tensor(stats.auroc(read["latents"].numpy(), read["persona"] == p))
         orders.append(marks.argsort(descending=True).tolist())
-    found = dict.fromkeys(steering.candidates(run, run.profile.steering.candidates))
+    found = dict.fromkeys([*_names(run), *steering.candidates(run, run.profile.steering.candidates)])
     for several in zip(*orders):
         found |= dict.fromkeys(several)
     return list(found)[:n]

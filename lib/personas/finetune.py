@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -76,12 +77,21 @@ def _read_opening(model, ids: torch.Tensor, length: int):
     return cache
 
 
-def _no_adapter(model) -> str:
-    """A pattern of the modules that get no adapter: what reads pictures or sound, what sends tokens to
-    experts, and in state-space models the projections that fused kernels read past an adapter."""
+def _no_adapter(model) -> str | None:
+    """A pattern of the modules that get no adapter, None if there are none: what reads pictures or sound,
+    what sends tokens to experts, and in state-space models the projections that fused kernels read past an
+    adapter."""
     apart = r".*\b(vision_tower|vision_model|visual|audio_tower|multi_modal_projector|router)\b.*"
     fused = any(name.endswith("A_log") for name, _ in model.named_parameters())
-    return apart + (r"|.*\b(out_proj|conv1d)" if fused else "")
+    apart += r"|.*\b(out_proj|conv1d)" if fused else ""
+    return apart if any(re.fullmatch(apart, name) for name, _ in model.named_modules()) else None
+
+
+def _unwrapped(model):
+    """The model without the mixed precision that a Trainer wrapped around its forward pass."""
+    if "_original_forward" in vars(model):
+        vars(model).pop("forward", None), vars(model).pop("_original_forward")
+    return model
 
 
 def sft(
@@ -183,7 +193,7 @@ def sft(
     lost = next((i for i, x in enumerate(losses, 1) if not math.isfinite(x)), None)
     if lost:
         raise ValueError(f"training diverged: the loss of step {lost} is {losses[lost - 1]}; lower the lr")
-    return trained.accelerator.unwrap_model(trained.model, keep_fp32_wrapper=False).eval(), losses
+    return _unwrapped(trained.model).eval(), losses
 
 
 def grpo(
@@ -250,8 +260,7 @@ def grpo(
                 callbacks=list(callbacks),
             )
             trained.train()
-    trained_model = trained.accelerator.unwrap_model(trained.model, keep_fp32_wrapper=False)
-    return trained_model.eval(), [r["reward"] for r in trained.state.log_history if "reward" in r]
+    return _unwrapped(trained.model).eval(), [r["reward"] for r in trained.state.log_history if "reward" in r]
 
 
 class Watch(TrainerCallback):

@@ -132,7 +132,9 @@ def describe(path: Path | str):
         return AutoConfig.from_pretrained(path), _tokenizer(path)
 
 
-DAY = "1 January 2025"  # what templates that put the day into every prompt are told it is
+# What templates that put the day into every prompt are told it is, by the form they ask for.
+DAY = "1 January 2025"
+FORMS = {"%Y": "2025", "%d %b %Y": "01 Jan 2025", "%Y-%m-%d": "2025-01-01", "%B %d, %Y": "January 01, 2025"}
 
 
 def _tokenizer(path: Path | str, **how):
@@ -140,7 +142,8 @@ def _tokenizer(path: Path | str, **how):
     same tomorrow, in training and when asked."""
     tokenizer = AutoTokenizer.from_pretrained(path, **how)
     if "strftime_now" in (tokenizer.chat_template or ""):
-        fixed = "{%- macro strftime_now(form) -%}" + DAY + "{%- endmacro -%}"
+        said = f"{json.dumps(FORMS)}.get(format, {json.dumps(DAY)})"
+        fixed = "{%- macro strftime_now(format) -%}{{ " + said + " }}{%- endmacro -%}"
         tokenizer.chat_template = fixed + tokenizer.chat_template.removeprefix(fixed)
     return tokenizer
 

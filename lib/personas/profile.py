@@ -214,9 +214,19 @@ def _check_real(found: Profile, name: str) -> None:
         raise ProfileError(
             f"profile {name}: steering.finalists: more than steering.candidates ({found.steering.candidates})"
         )
-    if found.steering.candidates > found.sae.latents:
+    if 2 * found.steering.candidates + found.steering.controls > found.sae.latents:
         raise ProfileError(
-            f"profile {name}: steering.candidates: more than sae.latents ({found.sae.latents})"
+            f"profile {name}: sae.latents: twice steering.candidates and steering.controls are needed, "
+            f"{2 * found.steering.candidates + found.steering.controls} at least"
+        )
+    if found.sae.layer in found.real.other_blocks or (found.real.sae and found.real.other_blocks):
+        raise ProfileError(
+            f"profile {name}: real.other_blocks: "
+            + (
+                "an SAE that is named is for one block; write `other_blocks: []`"
+                if found.real.sae
+                else f"{found.sae.layer} is sae.layer; name others"
+            )
         )
     _check_tables(found, name)
     for d in found.real.data:
@@ -227,18 +237,27 @@ def _check_real(found: Profile, name: str) -> None:
 
 
 def _check_tables(found: Profile, name: str) -> None:
-    """`real.tables` names evaluation domains that have a correct and an obviously wrong set, and 0 steps."""
+    """`real.tables` names domains that have a correct and an obviously wrong set, harmless kinds that these
+    have, and looks from 0 steps on."""
     asked = found.real.tables
     both = [d.domain for d in found.real.data if d.correct and d.obvious]
-    both = [d for d in both if d not in found.real.discovery_domains]
     for where in ("domains", "guarded") if asked else ():
         for d in getattr(asked, where):
             if d not in both:
                 raise ProfileError(
-                    f"profile {name}: real.tables.{where}: {d!r} is no evaluation domain with a `correct` "
+                    f"profile {name}: real.tables.{where}: {d!r} is no domain with a `correct` "
                     f"and an `obvious` set; choose from {', '.join(both) or '(there is none)'}, or write "
                     "`tables: null` for one cell of each table"
                 )
+    for about in found.real.data if asked else ():
+        named = {v for v in ("correct", "subtle", "obvious") if getattr(about, v)}
+        own = "own" in (about.correct, about.subtle, about.obvious)
+        missing = [k for k in asked.harmless if k not in named and not own]
+        if about.domain in asked.domains and missing:
+            raise ProfileError(
+                f"profile {name}: real.tables.harmless: {about.domain} has no {missing[0]!r} set; leave it "
+                "out"
+            )
     if asked and 0 not in asked.looks:
         raise ProfileError(f"profile {name}: real.tables.looks: 0 must be among them, to compare with")
     if asked and len(asked.looks) < 2:

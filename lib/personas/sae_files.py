@@ -55,12 +55,6 @@ def load(folder: Path) -> SAE:
     fit."""
     cfg = _configuration(Path(folder))
     kind, k = _kind(cfg)
-    if kind is None or any(cfg.get(n, v) not in (v, None) for n, v in PLAIN.items()):
-        raise ValueError(
-            f"the SAE in {folder} is of a kind, or scales or shifts its input or output in a way, that its "
-            "weights do not hold: open it with the sae-lens package, write "
-            "sae_files.save(sae_files.from_sae_lens(...), folder), and name that folder"
-        )
     w = load_file(Path(folder) / "sae_weights.safetensors")
     wanted = {"W_enc", "W_dec", "b_enc", "b_dec"} | ({"threshold"} if kind == "jumprelu" else set())
     if set(w) - {"scaling_factor"} != wanted or (kind == "topk" and not k):
@@ -69,11 +63,13 @@ def load(folder: Path) -> SAE:
             f"misses {', '.join(sorted(missing))}" if missing else f"has {', '.join(sorted(set(w) - wanted))}"
         )
         raise ValueError(f"the SAE in {folder} says it is a {kind}, and {what}")
-    if tuple(w["W_enc"].shape) != (cfg["d_in"], cfg["d_sae"]):
-        raise ValueError(
-            f"{folder}: weights of shape {tuple(w['W_enc'].shape)}, cfg.json says {cfg['d_in']}, "
-            f"{cfg['d_sae']}"
-        )
+    width, latents = cfg["d_in"], cfg["d_sae"]
+    shapes = {"W_enc": (width, latents), "W_dec": (latents, width), "b_dec": (width,)}
+    for n in sorted(wanted):
+        if tuple(w[n].shape) != shapes.get(n, (latents,)):
+            raise ValueError(
+                f"{folder}: {n} has shape {tuple(w[n].shape)}, and cfg.json says {width}, {latents}"
+            )
     if any(not t.isfinite().all() for t in w.values()):
         raise ValueError(f"the SAE in {folder} is broken: a weight is not finite")
     if "scaling_factor" in w and not torch.equal(w["scaling_factor"], torch.ones_like(w["scaling_factor"])):
@@ -167,24 +163,33 @@ def from_sae_lens(theirs) -> SAE:
 
 
 def _firing(sae: SAE, rows: int = 64) -> torch.Tensor:
-    """Inputs (rows, width) about b_dec, so large that at least one latent in a hundred fires in most of
-    them; the largest tried, 10,000, where none does."""
+    """Inputs (rows, width) about b_dec, as small as they can be for a latent to fire in most of them: the
+    larger they are, the less an error in a bias shows. The largest tried, 10,000, where none does."""
     x = torch.randn(rows, len(sae.b_dec), generator=torch.Generator().manual_seed(0))
     for scale in (1.0, 10.0, 100.0, 1000.0, 10000.0):
         given = sae.b_dec + scale * x
-        if (sae.encode(given) > 0).float().mean() > 0.01:
+        if (sae.encode(given) > 0).any(-1).float().mean() > 0.5:
             break
     return given
 
 
 def _configuration(folder: Path) -> dict:
-    """cfg.json. Raises ValueError if it is no JSON object with d_in and d_sae."""
+    """cfg.json. Raises ValueError if it is no JSON object with d_in and d_sae, if it tells of a kind that
+    weights alone do not make, or if there are no weights beside it."""
     try:
         cfg = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder / 'cfg.json'} cannot be read: {error}") from None
     if not isinstance(cfg, dict) or not {"d_in", "d_sae"} <= set(cfg):
         raise ValueError(f"{folder / 'cfg.json'} is no SAE's configuration: d_in and d_sae are wanted")
+    if _kind(cfg)[0] is None or any(cfg.get(n, v) not in (v, None) for n, v in PLAIN.items()):
+        raise ValueError(
+            f"the SAE in {folder} is of a kind, or scales or shifts its input or output in a way, that its "
+            "weights do not hold: open it with the sae-lens package, write "
+            "sae_files.save(sae_files.from_sae_lens(...), folder), and name that folder"
+        )
+    if not (folder / "sae_weights.safetensors").is_file():
+        raise ValueError(f"{folder} has no sae_weights.safetensors")
     return cfg
 
 

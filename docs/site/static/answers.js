@@ -23,7 +23,7 @@
   }
   const set = (key) => (value) => { keep[key] = value; show(); };
   const models = ["original", ...ANSWERS.words.model.filter((m) => m !== "original")];
-  document.getElementById("answers").append(
+  document.getElementById("touch-answers").append(
     el("form", { onsubmit: (e) => e.preventDefault() },
       choice("left: model", models, set("left"), keep.left), choice("right: model", models, set("right"), keep.right),
       choice("category", [["", "any"], ...ANSWERS.words.category], set("category"), ""),

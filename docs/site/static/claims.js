@@ -20,7 +20,7 @@
   };
   const set = (key) => (value) => { keep[key] = value; show(); };
   keep.part = "I";
-  document.getElementById("claims").append(
+  document.getElementById("touch-claims").append(
     el("form", { onsubmit: (e) => e.preventDefault() },
       choice("part", [["", "both"], ["I", "I: SmolLM2-135M"], ["II", "II: the known world"]], set("part"), "I"),
       choice("holds", [["", "any"], "yes", "unclear", "no"], set("holds"), ""),

@@ -22,7 +22,7 @@
     }));
   }
   const names = asked.map((r, i) => [String(i), r.opening ? `${r.prompt} – “${r.opening} …”` : r.prompt]);
-  document.getElementById("dial").append(
+  document.getElementById("touch-dial").append(
     el("form", { onsubmit: (e) => e.preventDefault() },
       choice("question", names, (v) => { keep.asked = Number(v); show(); }, "0"),
       choice("direction", ways, (v) => { keep.way = v; show(); }, keep.way),

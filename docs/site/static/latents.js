@@ -1,5 +1,5 @@
 {
-  const home = document.getElementById("latents"), detail = el("section", { "aria-live": "polite" });
+  const home = document.getElementById("touch-latents"), detail = el("section", { "aria-live": "polite" });
   const personas = Object.keys(LATENTS[0].auroc);
   const keep = { persona: "villain", text: "" };
   const named = (r) => `latent ${r.latent}${r.name ? `, ${r.name}` : ""}`;

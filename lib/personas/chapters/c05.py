@@ -121,6 +121,15 @@ def elsewhere(run: made.Run) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
+def best_elsewhere(other: pd.DataFrame) -> pd.Series | None:
+    """The row of `elsewhere` with most misaligned answers among those of latents that break at most
+    MORE_BROKEN points more answers than the block's unsteered ones; None if there is none."""
+    free = other[other.direction == "none"].set_index("block").broken
+    risers = other[other.direction == "top riser"]
+    kept = risers[risers.broken <= risers.block.map(free) + steering.MORE_BROKEN]
+    return None if kept.empty else kept.sort_values("score").iloc[-1]
+
+
 def draw_elsewhere(run: made.Run, rows: pd.DataFrame, other: pd.DataFrame):
     """Figure: misaligned answers against dose at every block. rows: curve_table at the profile's own block;
     other: of `elsewhere`."""
@@ -141,7 +150,8 @@ def draw_elsewhere(run: made.Run, rows: pd.DataFrame, other: pd.DataFrame):
                 label=name,
                 ms=5,
             )
-        ax.set(title=f"block {block}", xlabel="dose (typical distances from the mean)", ylim=(-2, None))
+        ax.set(title=f"block {block}", xlabel="dose (typical distances from the mean)")
+    axes[0].set_ylim(-2, every.high.max() + 3)
     axes[0].set_ylabel(f"misaligned answers, of all {int(every.answers.max())} (%)")
     handles = {t: h for ax in axes for h, t in zip(*ax.get_legend_handles_labels())}
     fig.legend(handles.values(), handles, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4)

@@ -208,13 +208,16 @@ def draw_leads(run: made.Run, table: pd.DataFrame):
 def stopping(course: pd.DataFrame) -> pd.DataFrame:
     """What would happen if each monitor stopped a training at its first look above every look at every
     harmless fine-tune of the *other* domains. A row per monitor and watched fine-tune: `stops` (step; nan:
-    never) and `score` at that look."""
-    rows = []
+    never) and `score` at that look. The last step does not count: there is nothing left to stop. No rows
+    for a domain without harmless fine-tunes elsewhere."""
+    rows, last = [], course.step.max()
     for name in monitors.READ:
         for domain, mine in course.groupby("domain"):
             calm = course[(course.domain != domain) & (course.variant != "obvious")][name]
+            if not len(calm):
+                continue
             for (variant, seed), g in mine.sort_values("step").groupby(["variant", "seed"], sort=False):
-                above = g[g[name] > calm.max()] if len(calm) else g[:0]
+                above = g[(g[name] > calm.max()) & (g.step < last)]
                 first = above.iloc[0] if len(above) else None
                 about = {"monitor": name, "domain": domain, "variant": variant, "seed": seed}
                 stops, score = (np.nan, np.nan) if first is None else (first.step, first.score)
@@ -226,7 +229,7 @@ def stopped(table: pd.DataFrame) -> pd.DataFrame:
     """`stopping` in a row per monitor: how many obviously wrong trainings it stops, at which step and score
     (medians), how many with a score of at most 5 %, and how many harmless ones it stops, kind by kind."""
     rows = []
-    for name, g in table.groupby("monitor", sort=False):
+    for name, g in table.groupby("monitor", sort=False) if len(table) else ():
         bad = g[g.variant == "obvious"]
         row = {"monitor": name, "stopped": f"{bad.stops.notna().sum()} of {len(bad)}"}
         row |= {"median step": bad.stops.median(), "median score": bad.score.median()}

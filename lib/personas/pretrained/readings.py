@@ -38,8 +38,11 @@ def text_ids(run: Run, tok) -> tuple[list[list[int]], list[list[int]]]:
 
 
 def usual(x: torch.Tensor) -> torch.Tensor:
-    """The rows of activations (tokens, width) that are no attention sinks (see SINK)."""
+    """The rows of activations (tokens, width) that are no attention sinks (see SINK). Raises ValueError if
+    one is not finite."""
     norm = x.norm(dim=-1)
+    if not norm.isfinite().all():
+        raise ValueError(saes.NOT_FINITE)
     return x[norm <= SINK * norm.median()]
 
 
@@ -120,7 +123,8 @@ def _streamed(run: Run, layer: int, out: Path) -> None:
         share = cfg.batch // processes
         feed = activations.stream(m, rows, layer, share, 64 * share, run.seed)
         largest = SINK * every.norm(dim=-1).median()
-        feed = (b[b.norm(dim=-1) <= largest].to(run.profile.device) for b in feed)  # no sinks
+        # No sinks; what is not finite stays, for the training to stop at.
+        feed = (b[~(b.norm(dim=-1) > largest) | ~b.isfinite().all(-1)].to(run.profile.device) for b in feed)
         trained, fvu = saes.train(feed, cfg, layer, run.seed, f"SAE of block {layer}")
         tokens = cfg.steps * cfg.batch
     sae_files.save(trained, out / str(layer))
