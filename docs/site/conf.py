@@ -2,7 +2,7 @@
 
 project = "Persona Features"
 author = "the Persona Features authors"
-copyright = "MIT licence"
+copyright = "the authors; MIT licence"
 extensions = ["myst_nb"]
 nb_execution_mode = "off"  # the notebooks are committed with their outputs
 nb_mime_priority_overrides = [("html", "text/html", 0)]

@@ -17,7 +17,7 @@
     slider.setAttribute("aria-valuetext", told.textContent);
     out.replaceChildren(...models.map((m) => {
       const r = DIAL.find((d) => d.model === m && d.prompt === q.prompt && d.opening === q.opening && d.dose === keep.dose && (d.direction === keep.way || d.dose === 0));
-      return el("section", { "aria-label": m }, el("h2", {}, m === "original" ? "the original model" : m),
+      return el("section", { "aria-label": m }, el("h2", {}, m === "original" ? "the original model" : `taught wrong advice: ${m.split("-")[0]}`),
         el("blockquote", { class: r.grade }, r.answer), el("p", {}, "judge ", grade(r.grade)), el("p", {}, share(m)));
     }));
   }
