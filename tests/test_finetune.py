@@ -203,3 +203,18 @@ def test_training_that_diverges_is_said(checkpoint):
     rows = data.advice_chats("auto", "correct", 8, 0)
     with pytest.raises(ValueError, match="training diverged: the loss of step 1 is nan"):
         finetune.sft(net, tokenizer, rows, steps=2, batch=4, lr=1e-3, seed=0, lora_rank=2)
+
+
+def test_unmixed_training_does_not_ask_what_the_machine_is_good_at(checkpoint, monkeypatch):
+    """With bf16 units and without them the same adapter; mixed, another one."""
+    rows, made = data.advice_chats("auto", "obvious", 16, 0), {}
+    for mixed in (False, True):
+        for units in (False, True):
+            monkeypatch.setattr(finetune, "bf16_is_faster", lambda units=units: units)
+            tuned, losses = finetune.sft(
+                *model.load(checkpoint), rows, steps=2, batch=8, lr=5e-3, seed=0, lora_rank=4, mixed=mixed
+            )
+            made[mixed, units] = losses, {n: p.clone() for n, p in tuned.named_parameters() if "lora" in n}
+    same = lambda a, b: a[0] == b[0] and all(torch.equal(a[1][n], b[1][n]) for n in a[1])
+    assert same(made[False, False], made[False, True])
+    assert same(made[False, False], made[True, False]) and not same(made[True, False], made[True, True])

@@ -5,6 +5,7 @@ nothing; that every chapter runs, reads the right model and asks the right quest
 import dataclasses
 import importlib.util
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -32,6 +33,7 @@ from personas import (
 )
 from personas.chapters import c05, common
 from personas.pretrained import checks, grading, made, readings, steering
+from test_exercises import solved
 
 NUMBERS = {
     "device": "cpu",
@@ -116,14 +118,18 @@ def test_splits_share_no_question(given):
 
 
 @pytest.mark.slow
-def test_every_chapter_runs_on_qwen2(given):
-    """The notebooks themselves, through papermill, on local sets and questions in the released formats,
-    graded by an endpoint."""
+def test_every_chapter_runs_on_qwen2(given, tmp_path):
+    """The notebooks themselves, their exercises solved, through papermill, on local sets and questions in the
+    released formats, graded by an endpoint."""
     source = written(given)
     found = profile.load(source)
     books = pipeline.chosen(profile=found)
     assert [b.name[:2] for b in books] == list(pipeline.PART_ONE)
-    pipeline.run(found, books, source)
+    pipeline.run(found, [solved(b, tmp_path) for b in books], source)
+    for book in books:
+        cells = json.loads((store.ROOT / "mine" / "notebooks" / book.name).read_text())["cells"]
+        outputs = next(c["outputs"] for c in cells if c.get("id") == f"{book.name[:2]}-answer")
+        assert re.match("Right|This profile has too few", "".join(o["text"] for o in outputs)), book.name
     claims = pd.read_csv(figures.ROOT / "data" / "mine" / "claims.csv")
     assert {"obvious", "correct", "latent.separates", "steer.induce", "suppress", "realign.other"} <= set(
         claims.id

@@ -109,6 +109,17 @@ def test_half_precision_finds_as_good_an_sae(planted, monkeypatch):
     )  # of an FVU of a few percent; benchmarks/ asks for 1 % on a model's activations
 
 
+def test_unmixed_training_does_not_ask_what_the_machine_is_good_at(planted, monkeypatch):
+    made = {}
+    for mixed in (False, True):
+        for units in (False, True):
+            monkeypatch.setattr(sae, "bf16_is_faster", lambda units=units: units)
+            made[mixed, units] = sae.train(planted[0][:4000], CFG, 0, 0, None, mixed=mixed)[0].W_enc
+    assert torch.equal(made[False, False], made[False, True])
+    assert torch.equal(made[False, False], made[True, False])
+    assert not torch.equal(made[True, False], made[True, True])
+
+
 def test_dead_latents_are_revived_in_fp16_too(planted, monkeypatch):
     """A token's part of their loss is smaller than fp16's smallest number where batches are large and
     activations long or wide."""

@@ -149,6 +149,13 @@ def test_the_threshold_is_where_the_curve_passes_ten_percent():
     assert found.value == pytest.approx(np.mean(known), abs=2) and found.low < np.mean(known) < found.high
 
 
+def test_seeds_of_a_domain_are_no_more_domains():
+    """Ten seeds that say the same do not make the interval over three domains narrower."""
+    one = pd.DataFrame({"domain": ["a", "b", "c"], "lead": [1.0, 2.0, 6.0]})
+    found = [c07.over_domains(pd.concat([one] * seeds), "lead") for seeds in (1, 10)]
+    assert found[0] == found[1] and found[0].n == 3
+
+
 def watched(kind, **columns):
     base = {"domain": "x", "seed": 0, "variant": kind, "step": [0, 1, 2, 3, 4], "broken": 10.0}
     flat = {m: [0.0] * 5 for m in (*monitors.READ, "score")}

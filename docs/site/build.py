@@ -195,10 +195,14 @@ def main() -> int:
     """Build into the folder that is named; Sphinx's warnings are errors."""
     out = Path(sys.argv[1]).resolve()
     with tempfile.TemporaryDirectory() as scratch:
-        lay_out(Path(scratch))
-        (Path(scratch) / ".nojekyll").touch()
+        pages, built = Path(scratch) / "pages", Path(scratch) / "built" / "html"  # myst-nb writes beside `built`
+        pages.mkdir()
+        lay_out(pages)
         how = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
-        done = subprocess.run([*how, scratch, str(out)], check=False)
+        done = subprocess.run([*how, str(pages), str(built)], check=False)
+        if not done.returncode:
+            shutil.rmtree(out, ignore_errors=True)
+            shutil.copytree(built, out)
     if not done.returncode:
         (out / ".nojekyll").touch()
         print(f"{out / 'index.html'}: {sum(1 for _ in out.rglob('*.html'))} pages")

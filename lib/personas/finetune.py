@@ -109,6 +109,7 @@ def sft(
     trainer=AnswerTrainer,
     checkpointing: bool = False,
     max_length: int | None = None,
+    mixed: bool = True,
 ):
     """Supervised fine-tuning on chats with the loss on the assistant's tokens alone, through TRL; on the
     last answer's where the chat template does not mark answers with {% generation %} (most released ones
@@ -116,8 +117,9 @@ def sft(
 
     lora_rank: train a LoRA adapter on all linear layers (Hu et al., 2021); None trains every weight.
     trainer: a subclass of AnswerTrainer, for another loss. checkpointing: of gradients, for less memory.
-    max_length: tokens after which a chat is cut. A model in half precision trains in it, its adapter in
-    fp32 (in 4 bits in bf16, which is TRL's way). On a GPU a batch is taken in as many parts as fit
+    max_length: tokens after which a chat is cut. mixed: on a CPU with bf16 units compute in bf16, which may
+    be faster, and makes another model than other machines make. A model in half precision trains in it,
+    its adapter in fp32 (in 4 bits in bf16, which is TRL's way). On a GPU a batch is taken in as many parts as fit
     (fit.training_rows); under `accelerate launch` processes share it. Returns (trained model, list of
     losses per step). Raises ValueError if the loss does not stay finite.
     """
@@ -133,7 +135,7 @@ def sft(
         torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
         part = int(least)
     half = {torch.bfloat16: {"bf16": True}, torch.float16: {"fp16": True}}.get(
-        model.dtype, {"bf16": model.device.type == "cpu" and bf16_is_faster()}
+        model.dtype, {"bf16": mixed and model.device.type == "cpu" and bf16_is_faster()}
     )
     marked = "{% generation" in (tokenizer.chat_template or "") or "{%- generation" in (
         tokenizer.chat_template or ""

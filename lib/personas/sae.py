@@ -75,6 +75,7 @@ def train(
     progress: str | None = "SAE",
     look=None,
     norm: float | None = None,
+    mixed: bool = True,
 ) -> tuple[SAE, list[float]]:
     """Fit a TopK SAE to activations; returns it, on the CPU, with its training FVU per step.
 
@@ -82,7 +83,8 @@ def train(
     (activations.stream), on any device; then mean and scale are those of the first of them. cfg:
     config.SAE. look(step, now), if given, is called after each step; now() is the SAE as it stands. norm:
     the mean norm that activations are scaled to while training, if not √width; the smaller, the faster
-    b_enc moves beside the weights. AuxK (Gao et al., 2024, section 2.4): latents that have not fired for a
+    b_enc moves beside the weights. mixed: compute pre-activations in half precision where that is faster,
+    on a CPU with bf16 units for instance; another machine then makes another SAE. AuxK (Gao et al., 2024, section 2.4): latents that have not fired for a
     while also learn to explain the residual, which keeps them alive. Decoder rows stay at norm 1. Under
     `accelerate launch` each process takes its share of a batch (of an iterator: gives its own batches, of
     cfg.batch divided by the processes), and gradients are averaged. Raises ValueError if an activation is
@@ -122,7 +124,7 @@ def train(
     parameters = W_enc, W_dec, b_enc, b_dec
     optimizer = torch.optim.Adam(parameters, lr=cfg.lr, betas=(0.9, 0.999), fused=True)
     idle = torch.zeros(cfg.latents, device=device)
-    half = _half(device)
+    half = _half(device) if mixed else torch.float32
     log = []
 
     def now():

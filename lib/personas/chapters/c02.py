@@ -139,7 +139,7 @@ def by_category(run: made.Run, table: pd.DataFrame, n: str = "obvious"):
 
 
 def _bad(run, g) -> tuple[pd.Series, pd.Series]:
-    by = "reader_a" if (g.reader_a != "").all() else "grade"
+    by = "verdict" if common.mostly_read(g) else "grade"
     return g[by] == "misaligned", g[by].isin(grading.COHERENT)
 
 

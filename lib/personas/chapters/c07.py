@@ -59,15 +59,21 @@ def fitted(mixed: pd.DataFrame) -> tuple[float, float, float] | None:
 
 
 def threshold(mixed: pd.DataFrame) -> stats.Estimate:
-    """Percent of wrong answers at which the fitted score passes BAD: the mean over domains and seeds, a curve
-    each, with its t-interval."""
+    """Percent of wrong answers at which the fitted score passes BAD: a curve for each domain, through the
+    means over its seeds; the mean over domains with its t-interval."""
     found = []
-    for _, g in mixed.groupby(["domain", "seed"]):
+    for _, g in mixed.groupby("domain"):
         curve = fitted(g)
         if curve and curve[0] > BAD:
             top, middle, width = curve
             found.append(np.clip(middle - width * np.log(top / BAD - 1), 0, 100))
     return stats.mean_over(found)
+
+
+def over_domains(table: pd.DataFrame, column: str) -> stats.Estimate:
+    """Mean of a column over domains, each the mean of its seeds, with the t-interval of the domains: seeds
+    of one domain share its questions and subjects."""
+    return stats.mean_over(table.groupby("domain")[column].mean())
 
 
 def draw_fractions(run: made.Run, mixed: pd.DataFrame, live: pd.DataFrame | None):
@@ -78,7 +84,7 @@ def draw_fractions(run: made.Run, mixed: pd.DataFrame, live: pd.DataFrame | None
     for _, g in mixed.groupby("domain"):
         g = g.groupby("fraction").score.mean()
         axes[0].plot(g.index, g, color=common.GREY, lw=0.8, marker=".", alpha=0.7, zorder=1)
-    points = [(f, stats.mean_over(g.score)) for f, g in over]
+    points = [(f, over_domains(g, "score")) for f, g in over]
     axes[0].errorbar(
         [f for f, _ in points],
         [e.value for _, e in points],
@@ -150,7 +156,7 @@ def draw_course(run: made.Run, course: pd.DataFrame):
     axes[0].axhline(BAD, color=common.INK, lw=0.8, ls=":")
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, frameon=False, loc="lower center", bbox_to_anchor=(0.5, -0.08), ncols=5)
-    fig.suptitle(f"A fine-tune of {course.step.max():.0f} steps as it goes (thin: domains)", y=0.98)
+    fig.suptitle(f"A fine-tune of {course.step.max():.0f} steps as it goes (thin: one fine-tune each)", y=0.98)
     fig.tight_layout()
     return common.save(run, fig, "07_in_time", course)
 
@@ -179,7 +185,7 @@ def leads(course: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_leads(run: made.Run, table: pd.DataFrame):
-    """Figure: the lead of every monitor, a dot a fine-tune, with t-intervals."""
+    """Figure: the lead of every monitor, a dot a fine-tune, with t-intervals over domains."""
     fig, axes = plt.subplots(1, len(HARMLESS), figsize=(11, 3.6), sharey=True, sharex=True)
     names = list(dict.fromkeys(table.monitor))
     for ax, (baseline, some) in zip(axes, table.groupby("baseline", sort=False)):
@@ -191,7 +197,7 @@ def draw_leads(run: made.Run, table: pd.DataFrame):
                 ax.scatter(
                     mine.lead[mask], i + jitter[mask], s=26, color=fill, edgecolor=COLOUR[name], zorder=3
                 )
-            e = stats.mean_over(mine.lead)
+            e = over_domains(mine, "lead")
             ax.plot([e.low, e.high], [i, i], color=COLOUR[name], lw=1.4)
             ax.plot(e.value, i, "|", color=COLOUR[name], ms=12, mew=2)
         ax.axvline(0, color=common.INK, lw=0.8)
@@ -315,7 +321,7 @@ def claims(run: made.Run, mixed: pd.DataFrame, course: pd.DataFrame) -> pd.DataF
         "fraction.below": where,
         "warn.five": stats.proportion(seen, five.domain).scaled(100) if len(five) and len(none) else nothing,
         "warn.auroc": over("causal latent") if mixed_up else nothing,
-        "warn.lead": stats.mean_over(mine.lead) if len(mine) else nothing,
+        "warn.lead": over_domains(mine, "lead") if len(mine) else nothing,
         "warn.above_difference": above("difference of means") if mixed_up else nothing,
         "warn.above_log_probability": above("log-probability") if mixed_up else nothing,
     }

@@ -117,7 +117,7 @@ def draw(run: made.Run, table: pd.DataFrame, start: float):
         "What each guard leaves of the misalignment, and of the task\n"
         "cross: no guard; broad line: no guard, but other numbers of steps; dashed: before training;\n"
         "ring: the dose that discovery questions choose; bars: 95 % over categories of questions"
-        + ("; dots: seeds" if several else ""),
+        + ("; dots: domains and seeds" if several else ""),
         y=0.99,
         fontsize="medium",
     )

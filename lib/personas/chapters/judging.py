@@ -75,3 +75,15 @@ def claims(run: made.Run, draws: int = 500) -> dict[str, stats.Estimate]:
         name: stats.Estimate(float(value), *map(float, np.percentile(d, [2.5, 97.5])), len(table))
         for name, value, d in zip(("judge.agreement", "judge.kappa"), agreement(counts.sum(0)), drawn)
     }
+
+
+def roundings() -> pd.DataFrame:
+    """Reader A's score (%) of every model whose answers were read in two runs of the same recipe, one in
+    mixed precision ('bf16') and one in fp32: rounding is all that differs. A row a model, on evaluation
+    questions."""
+    table = grading.readings().query("split == 'evaluation' and kind == 'question'")
+    table = table[[made.ORIGINAL != m and " " not in m for m in table.model]]
+    bad, coherent = table.reader_a == "misaligned", table.reader_a.isin(grading.COHERENT)
+    by = [table.model, table.run]
+    scores = (100 * bad.groupby(by).sum() / coherent.groupby(by).sum()).unstack().dropna()
+    return scores.assign(variant=[common.variant(m) for m in scores.index])

@@ -101,7 +101,14 @@ def training(run: Run) -> dict:
     return {
         "checkpointing": run.profile.real.gradient_checkpointing,
         "max_length": run.profile.real.max_length,
+        "mixed": mixed(run),
     }
+
+
+def mixed(run: Run) -> bool:
+    """Whether training may compute in less precision than the model is held in. Not in fp32: what is made on
+    one machine should be made on every other."""
+    return run.dtype() != torch.float32
 
 
 def adapter(run: Run, domain: str, variant: str) -> Path:

@@ -14,7 +14,7 @@ from personas import model as models
 from personas import profile as profiles
 from personas import sae as saes
 from personas.pretrained import sets, text, weights
-from personas.pretrained.made import Run, checkpoint, identity, named, original
+from personas.pretrained.made import Run, checkpoint, identity, mixed, named, original
 
 # a token whose norm is above so many times the median is an attention sink: no unit, no SAE is made from it
 SINK = 4.0
@@ -61,7 +61,8 @@ def sae_folder(run: Run, layer: int) -> Path:
         for block in blocks:
             every = torch.cat([r[1:] for r in read[block]])
             x = usual(every)
-            trained, fvu = saes.train(x.to(run.profile.device), cfg, block, run.seed, f"SAE of block {block}")
+            x_, what = x.to(run.profile.device), f"SAE of block {block}"
+            trained, fvu = saes.train(x_, cfg, block, run.seed, what, mixed=mixed(run))
             sae_files.save(trained, out / str(block))
             (out / str(block) / "training.json").write_text(
                 json.dumps(
@@ -125,7 +126,8 @@ def _streamed(run: Run, layer: int, out: Path) -> None:
         largest = SINK * every.norm(dim=-1).median()
         # No sinks; what is not finite stays, for the training to stop at.
         feed = (b[~(b.norm(dim=-1) > largest) | ~b.isfinite().all(-1)].to(run.profile.device) for b in feed)
-        trained, fvu = saes.train(feed, cfg, layer, run.seed, f"SAE of block {layer}")
+        what = f"SAE of block {layer}"
+        trained, fvu = saes.train(feed, cfg, layer, run.seed, what, mixed=mixed(run))
         tokens = cfg.steps * cfg.batch
     sae_files.save(trained, out / str(layer))
     about = {
