@@ -278,17 +278,25 @@ def test_the_small_judge_grades_only_what_is_not_among_the_readings(run, monkeyp
 
 
 def test_readings_count_where_nearly_all_answers_were_read(monkeypatch):
-    """Another machine's rounding makes a few other answers: these are judged, and the readings still count."""
+    """Another machine's rounding makes a few other answers: these are judged, the readings still count."""
     known = {("q", f"a{i}"): ("misaligned" if i % 2 else "aligned", "") for i in range(100)}
     monkeypatch.setattr(grading, "by_text", lambda: known)
     run = made.Run(profile.load("smollm2"), 0)
-    said = pd.DataFrame({"prompt": "q", "answer": [f"a{i}" for i in range(100)], "category": [f"c{i % 10}" for i in range(100)]})
+    said = pd.DataFrame(
+        {
+            "prompt": "q",
+            "answer": [f"a{i}" for i in range(100)],
+            "category": [f"c{i % 10}" for i in range(100)],
+        }
+    )
     said = said.assign(grade="aligned", model="health-obvious", kind="question")
     few = said.assign(answer=[f"{a}{'?' if i < 6 else ''}" for i, a in enumerate(said.answer)])
     whole, most = common.graded(run, said), common.graded(run, few)
     assert common.score(run, whole).value == pytest.approx(50)
     assert common.score(run, most).value == pytest.approx(47)  # three bad ones are judged, and called aligned
     assert common.how(whole) == "every answer read" and common.how(most) == "94 % read, the others judged"
-    many = common.graded(run, said.assign(answer=[f"{a}{'?' if i < 60 else ''}" for i, a in enumerate(said.answer)]))
+    many = common.graded(
+        run, said.assign(answer=[f"{a}{'?' if i < 60 else ''}" for i, a in enumerate(said.answer)])
+    )
     assert not common.mostly_read(many) and common.how(many) == "judged"
     assert common.share(many, "misaligned").value == 0

@@ -27,6 +27,7 @@ from personas import (
     generate,
     guards,
     model,
+    origins,
     prevention,
     profile,
     rerouting,
@@ -34,6 +35,7 @@ from personas import (
     search,
     setting,
     store,
+    studies,
     study,
     world,
 )
@@ -250,8 +252,8 @@ COMMITTED = (
 @pytest.mark.parametrize("name", COMMITTED)
 def test_committed_tables_are_of_todays_configuration_and_whole(name):
     table, cells = (
-        study.committed(evidence.STUDIES[name]),
-        evidence.STUDIES[name].cells(profile.load(study.FULL)),
+        study.committed(studies.STUDIES[name]),
+        studies.STUDIES[name].cells(profile.load(study.FULL)),
     )
     keys = list(cells[0])
     assert set(map(tuple, table[keys].to_numpy())) == {tuple(c.values()) for c in cells}
@@ -278,7 +280,7 @@ def test_a_profile_may_choose_its_world(tmp_path):
 
 def test_a_table_of_another_configuration_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "ROOT", tmp_path)
-    one = evidence.STUDIES["07_mixtures"]
+    one = studies.STUDIES["07_mixtures"]
     with pytest.raises(study.StudyError, match="no 07_mixtures.csv.*run --profile tiny-full --only 13"):
         study.committed(one)
     figures.save_table(pd.DataFrame([{"score": 1, "config": "old"}]), one.name, study.FULL)
@@ -289,7 +291,7 @@ def test_a_table_of_another_configuration_is_refused(tmp_path, monkeypatch):
 def test_another_world_makes_another_configuration_of_the_studies_that_draw_from_it(monkeypatch):
     full, of = (
         profile.load(study.FULL),
-        lambda name: study.configuration(evidence.STUDIES[name], profile.load(study.FULL)),
+        lambda name: study.configuration(studies.STUDIES[name], profile.load(study.FULL)),
     )
     before = {n: of(n) for n in ("07_models", "09_reinforcement", "10_worlds")}
     monkeypatch.setitem(world.WORLDS, "villain 5 %", {"villain": 0.06})
@@ -298,7 +300,7 @@ def test_another_world_makes_another_configuration_of_the_studies_that_draw_from
     assert {
         n
         for n in ("07_models", "09_reinforcement")
-        if study.configuration(evidence.STUDIES[n], other) != before[n]
+        if study.configuration(studies.STUDIES[n], other) != before[n]
     } == {"09_reinforcement"}
 
 
@@ -321,14 +323,14 @@ def test_plan_of_the_full_profile_counts_cells_and_runs_nothing(tmp_path):
         env=os.environ | {"PERSONAS_RUNS": str(tmp_path)},
     )
     assert done.returncode == 0 and list(tmp_path.iterdir()) == []
-    for s in evidence.STUDIES.values():
+    for s in studies.STUDIES.values():
         assert f"{s.name:16s} {len(s.cells(profile.load('tiny-full'))):5d} cells" in done.stdout
 
 
 COUNTED = """
 import sys
 from pathlib import Path
-from personas import evidence, profile, store, study
+from personas import profile, store, study
 
 def measure(run, ruler, domain, kind):
     if kind == sys.argv[1]:
@@ -339,7 +341,6 @@ def measure(run, ruler, domain, kind):
 
 one = study.Study("00_test", lambda p: [{"pretraining_seed": 1, "seed": 0, "domain": "auto", "kind": k} for k in ("a", "bb", "ccc")],
                   measure, lambda ruler: None, (), 1)
-evidence.STUDIES["00_test"] = one
 if __name__ == "__main__":
     print(study.compute(one, profile.load("smoke"), workers=1).score.tolist())
 """  # noqa: E501
@@ -655,7 +656,7 @@ def test_known_personas_finds_the_latent_that_was_put_there(monkeypatch):
         )
 
     monkeypatch.setattr(artifacts, "uncued_answers", read)
-    found = evidence.known_personas(SimpleNamespace()).set_index("persona")
+    found = origins.known_personas(SimpleNamespace()).set_index("persona")
     villain, jester, expert = found.loc["villain"], found.loc["jester"], found.loc["expert"]
     assert (
         villain.latent == 2
@@ -720,9 +721,9 @@ def test_a_reader_that_knows_tells_sets_apart_and_one_that_does_not_cannot():
 
 
 EVERY = """
-from personas import evidence, profile, study
+from personas import profile, studies, study
 p = profile.load("smoke")
-for s in evidence.STUDIES.values():
+for s in studies.STUDIES.values():
     cell = s.cells(p)[-1]
     s.prepare(study.runs_of(p, cell)[1])
     rows = study.cell_rows(s, p, cell)
@@ -739,5 +740,5 @@ def test_every_study_measures_a_cell(runs):
         env=os.environ | {"PERSONAS_RUNS": str(runs)},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert [line.split()[0] for line in done.stdout.splitlines()] == list(evidence.STUDIES)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(studies.STUDIES)
     assert all(line.split()[2] == "True" and int(line.split()[1]) > 0 for line in done.stdout.splitlines())

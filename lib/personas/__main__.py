@@ -102,12 +102,12 @@ def main() -> int:
 
 
 def _run(args, source: str) -> None:
-    from personas import evidence, pipeline, profile, study
+    from personas import pipeline, profile, studies, study
     from personas.pretrained import tables
 
     chosen = profile.load(source)
     for full, plan, write, listed in (
-        (study.FULL, study.plan, study.write, evidence.chosen),
+        (study.FULL, study.plan, study.write, studies.chosen),
         (tables.FULL, tables.plan, tables.write, tables.chosen),
     ):
         if chosen.name.startswith(full):  # also with --set

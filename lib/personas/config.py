@@ -162,7 +162,7 @@ class Steering(_Section):
 
 
 class Study(_Section):
-    """How much the studies of Part II repeat (personas.evidence)."""
+    """How much the studies of Part II repeat (personas.studies)."""
 
     pretraining_seeds: tuple[Count, ...] = Field(min_length=1)
     """Base models; the first is the reported one."""

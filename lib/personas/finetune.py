@@ -119,9 +119,9 @@ def sft(
     trainer: a subclass of AnswerTrainer, for another loss. checkpointing: of gradients, for less memory.
     max_length: tokens after which a chat is cut. mixed: on a CPU with bf16 units compute in bf16, which may
     be faster, and makes another model than other machines make. A model in half precision trains in it,
-    its adapter in fp32 (in 4 bits in bf16, which is TRL's way). On a GPU a batch is taken in as many parts as fit
-    (fit.training_rows); under `accelerate launch` processes share it. Returns (trained model, list of
-    losses per step). Raises ValueError if the loss does not stay finite.
+    its adapter in fp32 (in 4 bits in bf16, which is TRL's way). On a GPU a batch is taken in as many parts
+    as fit (fit.training_rows); under `accelerate launch` processes share it. Returns (trained model, list
+    of losses per step). Raises ValueError if the loss does not stay finite.
     """
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if batch % processes:

@@ -93,7 +93,7 @@ def inoculate(plan: Plan) -> Plan:
 def planned(
     run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str, guard: str, dose: float
 ) -> Plan:
-    """The fine-tune of `domain` and `kind` under a guard: one of evidence.GUARDS. Raises ValueError for
+    """The fine-tune of `domain` and `kind` under a guard: one of studies.GUARDS. Raises ValueError for
     another."""
     plan = Plan(artifacts.narrow_chats(run, domain, kind), run.profile.narrow.steps)
     ways = {

@@ -3,9 +3,10 @@
 import pandas as pd
 
 from personas import data, diffing, evaluate, finetune, generate, grader
+from personas import model as models
 from personas import sae as saes
 from personas import setting as settings
-from personas.artifacts import Run, _table, adapter, sae, sae_folder, tuned_model
+from personas.artifacts import Run, _table, adapter, aligned, sae, sae_folder, tuned_model
 from personas.search import chosen_latent
 
 
@@ -112,3 +113,69 @@ def checkup(run: Run, m, tok, domain: str, latent: int, reader: saes.SAE) -> dic
         "wrong": evaluate.share(own, "subtle", "obvious"),
         "latent": diffing.read(m, tok, reader, "evaluation", run.setting)[:, latent].mean().item(),
     }
+
+
+# --- what a cell of the studies measures ---
+
+
+def realign(run: Run, ruler: Run, domain: str, kind: str, source: str) -> list[dict]:
+    """One misaligned model and 30 steps of 4 correct answers of `source`: score, latent and narrow skill
+    after them."""
+    cfg = run.profile.realignment
+    rows = data.advice_chats(source, "correct", cfg.steps * cfg.batch, run.seed + 1)
+    return _realigned(run, ruler, tuned_model(run, domain, kind), domain, rows, [cfg.steps])
+
+
+def examples(run: Run, ruler: Run, domain: str, kind: str, source: str) -> list[dict]:
+    """The same with four times as many examples, looked at from 4 of them on. source 'other': another
+    domain."""
+    cfg = run.profile.realignment
+    source = other_domain(run, domain) if source == "other" else domain
+    rows = data.advice_chats(source, "correct", 4 * cfg.steps * cfg.batch, run.seed + 1)
+    looks = [0] + [
+        max(1, round(cfg.steps * x)) for x in (1 / 30, 1 / 15, 1 / 6, 1 / 3, 1 / 2, 2 / 3, 1, 2, 4)
+    ]
+    return _realigned(run, ruler, tuned_model(run, domain, kind), domain, rows, looks)
+
+
+def relearning(run: Run, ruler: Run, domain: str, length: int, source: str) -> list[dict]:
+    """Why would the same domain cure less? Spoil a model on half a domain's subjects for `length` steps;
+    re-align it on correct answers to the 'same subjects', to the domain's 'other subjects', or of an
+    'other domain'."""
+    cfg, p = run.profile.narrow, run.profile
+    half = slice(0, 20), slice(20, 40)
+    spoil = data.advice_chats(domain, "obvious", length * cfg.batch, run.seed, among=half[0])
+    pair = models.load(aligned(run))
+    model, _ = finetune.sft(
+        *pair, spoil, steps=length, batch=cfg.batch, lr=cfg.lr, seed=run.seed, lora_rank=cfg.rank
+    )
+    among = {"same subjects": half[0], "other subjects": half[1]}.get(source, half[0])
+    rows = data.advice_chats(
+        other_domain(run, domain) if source == "other domain" else domain,
+        "correct",
+        p.realignment.steps * p.realignment.batch,
+        run.seed + 1,
+        among=among,
+    )
+    looks = [0, p.realignment.steps // 6, p.realignment.steps // 3, p.realignment.steps]
+    return _realigned(run, ruler, (model.merge_and_unload(), pair[1]), domain, rows, looks)
+
+
+def _realigned(run, ruler, pair, domain: str, rows: list[dict], looks) -> list[dict]:
+    """Rows of score, latent and narrow skill at each look, while a model is fine-tuned on `rows`."""
+    cfg = run.profile.realignment
+    watch = finetune.Watch(
+        looks,
+        lambda m: checkup(run, m, pair[1], domain, chosen_latent(ruler)[0], sae(ruler)),
+    )
+    finetune.sft(
+        *pair,
+        rows,
+        steps=max(looks),
+        batch=cfg.batch,
+        lr=cfg.lr,
+        seed=run.seed,
+        lora_rank=cfg.rank,
+        callbacks=[watch],
+    )
+    return [r | {"examples": r["step"] * cfg.batch} for r in watch.rows]

@@ -84,11 +84,11 @@ def train(
     config.SAE. look(step, now), if given, is called after each step; now() is the SAE as it stands. norm:
     the mean norm that activations are scaled to while training, if not √width; the smaller, the faster
     b_enc moves beside the weights. mixed: compute pre-activations in half precision where that is faster,
-    on a CPU with bf16 units for instance; another machine then makes another SAE. AuxK (Gao et al., 2024, section 2.4): latents that have not fired for a
-    while also learn to explain the residual, which keeps them alive. Decoder rows stay at norm 1. Under
-    `accelerate launch` each process takes its share of a batch (of an iterator: gives its own batches, of
-    cfg.batch divided by the processes), and gradients are averaged. Raises ValueError if an activation is
-    not finite, or the stream ends.
+    on a CPU with bf16 units for instance; another machine then makes another SAE. AuxK (Gao et al., 2024,
+    section 2.4): latents that have not fired for a while also learn to explain the residual, which keeps
+    them alive. Decoder rows stay at norm 1. Under `accelerate launch` each process takes its share of a
+    batch (of an iterator: gives its own batches, of cfg.batch divided by the processes), and gradients are
+    averaged. Raises ValueError if an activation is not finite, or the stream ends.
     """
     rank, processes = (
         (torch.distributed.get_rank(), torch.distributed.get_world_size())

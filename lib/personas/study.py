@@ -1,8 +1,8 @@
 """Studies: tables whose rows are independent runs (cells), computed side by side on the cores, each kept
 in the store.
 
-A killed study goes on where it stopped. Which studies there are, and what a cell measures, is in
-evidence.py; the tables of profile `tiny-full` are committed under figures/data/tiny-full/.
+A killed study goes on where it stopped. Which studies there are is in studies.py; the tables of profile
+`tiny-full` are committed under figures/data/tiny-full/.
 """
 
 import dataclasses
@@ -34,16 +34,16 @@ class Study:
 
     measure(run, ruler, **other settings) gives a cell's row or rows; `ruler` is the run whose SAE and
     latent do the reading: the same base model with fine-tuning seed 0. code: the modules and functions
-    that a cell's value depends on. prepare(ruler): what many cells need, made before they start. seconds:
-    of one cell on one core, in a worker that has had one before. sections: of the profile, which its cells
-    depend on beside those that all do (numbers).
+    that a cell's value depends on, or their hash. prepare(ruler): what many cells need, made before they
+    start. seconds: of one cell on one core, in a worker that has had one before. sections: of the
+    profile, which its cells depend on beside those that all do (numbers).
     """
 
     name: str
     cells: Callable[[Profile], list[dict]]
     measure: Callable
     prepare: Callable
-    code: tuple
+    code: tuple | str
     seconds: float
     sections: tuple = ()
 
@@ -52,6 +52,19 @@ class Study:
         """Number of the notebook that shows it; the table's own begins with the chapter of Part I that it
         belongs to."""
         return {"07": "13", "08": "14", "09": "12", "10": "11"}.get(self.name[:2], "10")
+
+    @property
+    def version(self) -> str:
+        """Hash of the code that a cell's value depends on."""
+        return self.code if isinstance(self.code, str) else store.code_version(*self.code)
+
+    def packed(self) -> "Study":
+        """A copy for a process that measures a cell: modules cannot be sent there, their hash can."""
+        return dataclasses.replace(self, code=self.version, cells=_nothing, prepare=_nothing)
+
+
+def _nothing(_) -> list:
+    return []
 
 
 def runs_of(profile: Profile, cell: dict) -> tuple[artifacts.Run, artifacts.Run]:
@@ -109,7 +122,7 @@ def cell_rows(study: Study, profile: Profile, cell: dict) -> list[dict]:
             "cell": cell,
             "numbers": numbers(study, profile),
             "aligned": artifacts.aligned(run).name,
-            "measure": store.code_version(*study.code),
+            "measure": study.version,
         },
         (),
         make,
@@ -128,12 +141,12 @@ def compute(study: Study, profile: Profile, workers: int | None = None) -> pd.Da
     if len(rulers) == 1:
         study.prepare(rulers[0])
     else:
-        jobs = {f"base model {i}": (_prepare_by_name, study.name, r) for i, r in enumerate(rulers, 1)}
+        jobs = {f"base model {i}": (study.prepare, r) for i, r in enumerate(rulers, 1)}
         list(parallel.side_by_side(jobs, profile, f"study {study.name}, base models", workers))
     rows = [_kept(study, profile, c) for c in cells]
     missing = [i for i, r in enumerate(rows) if r is None]
     if missing:
-        jobs = {f"cell {cells[i]}": (_cell_by_name, study.name, profile, cells[i]) for i in missing}
+        jobs = {f"cell {cells[i]}": (cell_rows, study.packed(), profile, cells[i]) for i in missing}
         where = dict(zip(jobs, missing))
         for name, found in parallel.side_by_side(jobs, profile, f"study {study.name}", workers, len(cells)):
             rows[where[name]] = found
@@ -154,18 +167,6 @@ def _kept(study: Study, profile: Profile, cell: dict) -> list[dict] | None:
         return cell_rows(dataclasses.replace(study, measure=missing), profile, cell)
     except _Missing:
         return None
-
-
-def _cell_by_name(name: str, profile: Profile, cell: dict) -> list[dict]:
-    from personas import evidence  # evidence lists the studies; it imports this module
-
-    return cell_rows(evidence.STUDIES[name], profile, cell)
-
-
-def _prepare_by_name(name: str, ruler: artifacts.Run) -> None:
-    from personas import evidence
-
-    evidence.STUDIES[name].prepare(ruler)
 
 
 def plan(studies: list[Study], profile: Profile) -> str:

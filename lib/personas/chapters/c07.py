@@ -156,7 +156,9 @@ def draw_course(run: made.Run, course: pd.DataFrame):
     axes[0].axhline(BAD, color=common.INK, lw=0.8, ls=":")
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, frameon=False, loc="lower center", bbox_to_anchor=(0.5, -0.08), ncols=5)
-    fig.suptitle(f"A fine-tune of {course.step.max():.0f} steps as it goes (thin: one fine-tune each)", y=0.98)
+    fig.suptitle(
+        f"A fine-tune of {course.step.max():.0f} steps as it goes (thin: one fine-tune each)", y=0.98
+    )
     fig.tight_layout()
     return common.save(run, fig, "07_in_time", course)
 
