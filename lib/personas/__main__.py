@@ -40,10 +40,11 @@ def parser() -> argparse.ArgumentParser:
     explore = commands.add_parser(
         "explore", help="after a run: write what the site's pages of latents and the dial show"
     )
+    keep = commands.add_parser("keep-sae", help="train the SAE anew and put it among the committed content")
     commands.add_parser("fields", help="print every field of a profile, its default and what it is")
-    for each in (run, train, explore):
+    for each in (run, train, explore, keep):
         each.add_argument("--seed", type=int, default=0, help="seed of fine-tunes and sampling (default 0)")
-    for each in (run, claims, train, sweep, explore):
+    for each in (run, claims, train, sweep, explore, keep):
         each.add_argument("--profile", default="tiny" if each in (train, sweep) else "smollm2", help=PROFILES)
         each.add_argument(
             "--set",
@@ -79,9 +80,8 @@ def main() -> int:
     from personas.pretrained import tables, weights
 
     try:
-        {"run": _run, "claims": _claims, "train": _train, "sweep": _sweep, "explore": _explore}[args.command](
-            args, source
-        )
+        do = {"run": _run, "claims": _claims, "train": _train, "sweep": _sweep, "explore": _explore}
+        (do | {"keep-sae": _keep_sae})[args.command](args, source)
     except (
         profile.ProfileError,
         store.StoreError,
@@ -152,6 +152,16 @@ def _explore(args, source: str) -> None:
     from personas.chapters import common
 
     explore.write(common.open_run(source, args.seed))
+
+
+def _keep_sae(args, source: str) -> None:
+    from personas.chapters import common
+    from personas.pretrained import readings
+
+    run = common.open_run(source, args.seed)
+    if run.profile.real.sae != "new":
+        raise ValueError("to train it anew, say so: personas keep-sae --set real.sae=new")
+    print(readings.keep_sae(run, run.profile.sae.layer))
 
 
 def _train(args, source: str) -> None:

@@ -265,7 +265,8 @@ class Real(_Section):
     text_tokens: int = Field(default=256, ge=16)
     """Tokens after which each text is cut."""
     sae: str | None = None
-    """Absent: one is trained. A folder in SAELens' layout, or `release:id` for the sae-lens package."""
+    """Absent: the committed one where it fits, else one is trained; `new`: always trained. A folder in
+    SAELens' layout, or `release:id` for the sae-lens package."""
     open_tokens: int = Field(default=200, ge=1)
     """Longest answer to an open question."""
     temperature: float = Field(default=1.0, ge=0, le=2)
@@ -282,6 +283,11 @@ class Real(_Section):
     """Answers of each kind, per question, whose log-probability is read."""
     tables: Tables | None = None
     """What notebooks 07 and 08 measure; absent: one cell of each table."""
+
+    @property
+    def named_sae(self) -> str | None:
+        """The SAE that is named, None if one is trained or the committed one taken."""
+        return None if self.sae == "new" else self.sae
 
 
 class Profile(_Section):

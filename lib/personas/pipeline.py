@@ -231,7 +231,7 @@ def made_by(book: Path, profile: Profile) -> str:
     code = store.code_version(*(importlib.import_module(m.name) for m in library))
     about = {"cells": cells, "profile": profile.model_dump(), "code": code}
     about["content"] = store.files_version(sets.CONTENT)
-    if book.name[:2] in ("07", "08"):  # they show the kept tables
+    if book.name[:2] in ("03", "05", "07", "08"):  # they show the kept tables
         about["tables"] = store.files_version(NOTEBOOKS.parent / "figures" / "data" / tables.FULL)
     return store.key_of(about)
 

@@ -219,12 +219,12 @@ def _check_real(found: Profile, name: str) -> None:
             f"profile {name}: sae.latents: twice steering.candidates and steering.controls are needed, "
             f"{2 * found.steering.candidates + found.steering.controls} at least"
         )
-    if found.sae.layer in found.real.other_blocks or (found.real.sae and found.real.other_blocks):
+    if found.sae.layer in found.real.other_blocks or (found.real.named_sae and found.real.other_blocks):
         raise ProfileError(
             f"profile {name}: real.other_blocks: "
             + (
                 "an SAE that is named is for one block; write `other_blocks: []`"
-                if found.real.sae
+                if found.real.named_sae
                 else f"{found.sae.layer} is sae.layer; name others"
             )
         )

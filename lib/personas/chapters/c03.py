@@ -39,7 +39,7 @@ def quality(run: made.Run) -> pd.DataFrame:
         pd.DataFrame(rows).to_parquet(out / "quality.parquet", index=False)
 
     folder = run.keep(
-        "sae", "quality", {"sae": readings.sae_folder(run, cfg.layer).parent.name}, (saes, activations), make
+        "sae", "quality", {"sae": readings.sae_identity(run, cfg.layer)}, (saes, activations), make
     )
     return pd.read_parquet(folder / "quality.parquet").set_index("text")
 

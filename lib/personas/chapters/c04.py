@@ -44,7 +44,7 @@ def passages(
         (out / "passages.json").write_text(json.dumps(said))
 
     key = {
-        "sae": readings.sae_folder(run, layer).parent.name,
+        "sae": readings.sae_identity(run, layer),
         "layer": layer,
         "latents": latents,
         "n": n,

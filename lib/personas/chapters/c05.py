@@ -15,12 +15,9 @@ def asked(run: made.Run) -> list[sets.Item]:
 
 
 def curves(run: made.Run) -> pd.DataFrame:
-    """Graded evaluation answers of the original model under every direction, at the search's doses but the
-    strongest and at half the weakest, with its unsteered ones at dose 0."""
-    doses = run.profile.steering.strengths
-    doses = [doses[0] / 2, *(doses[:-1] if len(doses) > 2 else doses)]
-    ways, found = search.directions(run, search.chosen(run)), search.chosen(run)
-    doses = sorted({*doses, found["dose"], found["control dose"]})
+    """Graded evaluation answers of the original model under every direction, at every dose that is compared
+    (search.shown), with its unsteered ones at dose 0."""
+    ways, doses = search.directions(run, search.chosen(run)), search.shown(run)
     conditions = [
         ("none", torch.ones_like(ways["random"]), 0.0),
         *((n, v, d) for n, v in ways.items() for d in doses),

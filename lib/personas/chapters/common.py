@@ -10,7 +10,7 @@ import yaml
 
 from personas import claims, figures, stats, store
 from personas import profile as profiles
-from personas.pretrained import checks, grading, made, sets
+from personas.pretrained import checks, grading, made, readings, sets, tables
 
 INK, GREY = "#333333", "#8C8C8C"
 VARIANT = {
@@ -229,6 +229,20 @@ def record(run: made.Run, notebook: str, measured: dict[str, stats.Estimate]) ->
 def number(x: float) -> str:
     """With two digits below 1.5, else one; a dash for nan."""
     return "–" if np.isnan(x) else f"{x:.2f}" if abs(x) < 1.5 else f"{x:.1f}"
+
+
+def over_blocks(run: made.Run, name: str, make) -> pd.DataFrame:
+    """make()'s table over `real.other_blocks`; none if the profile names no blocks. The default profile names
+    none, for their SAEs take as long as all else in its notebook: it shows the table that is committed below
+    figures/data/smollm2-full, which `personas run --set real.other_blocks=[10,20] --only <notebook>` makes
+    again."""
+    own = readings.committed(run, run.profile.sae.layer) is not None
+    if run.profile.real.other_blocks:
+        table = make()
+        figures.save_table(table, name, tables.FULL if own else run.profile.name)
+        return table
+    path = figures.ROOT / "data" / tables.FULL / f"{name}.csv"
+    return pd.read_csv(path) if own and path.exists() else pd.DataFrame()
 
 
 def save(run: made.Run, figure, name: str, table: pd.DataFrame | None = None):

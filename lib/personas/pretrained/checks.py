@@ -36,8 +36,8 @@ def check(run: made.Run) -> None:
             raise profile.ProfileError(
                 f"profile {name}: real.model: {real.model} has no chat template; choose an instruct model"
             )
-        if real.sae:
-            sae_files.check_name(real.sae, config.get_text_config().hidden_size, run.profile.sae.layer)
+        if real.named_sae:
+            sae_files.check_name(real.named_sae, config.get_text_config().hidden_size, run.profile.sae.layer)
     if run.profile.device == "cuda":
         size = 4 if real.dtype == "float32" else 2
         for which, (config, _) in configs.items():
@@ -58,7 +58,11 @@ def check(run: made.Run) -> None:
     for (domain, variant), rows in heads.items():
         check_template(tokenizer, rows[0]["messages"], f"{domain} {variant}")
         check_length(tokenizer, rows, real.max_length, f"{domain} {variant}")
-    if real.text != "own" and not real.sae and len(list(itertools.islice(released.texts(real.text), 4))) < 4:
+    if (
+        real.text != "own"
+        and not real.named_sae
+        and len(list(itertools.islice(released.texts(real.text), 4))) < 4
+    ):
         raise data.DataError(
             f"{real.text}: fewer than four documents in it; thousands are better (in a .txt blank lines "
             "set them apart)"

@@ -125,7 +125,7 @@ def guarded(run: made.Run, ruler: made.Run, domain: str, guard: str, dose: float
         "model": made.identity(run, made.ORIGINAL),
         "rows": store.key_of({"rows": plan.rows}),
         "asked": {n: made.about_asking(run, some) for n, some in asked.items()},
-        "ruler": readings.sae_folder(ruler, ruler.profile.sae.layer).parent.name,
+        "ruler": readings.sae_identity(ruler, ruler.profile.sae.layer),
         "latent": search.causal(ruler),
     }
     code = (finetune, generate, guards, monitors, likelihood, planned)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from personas.pretrained.made import Run, checkpoint, identity, mixed, named, or
 
 # a token whose norm is above so many times the median is an attention sink: no unit, no SAE is made from it
 SINK = 4.0
+# SAEs that are committed, a folder a block (`keep_sae` writes one): training magnifies rounding, and an SAE
+# made on another machine would have other latents by a little, and every steered answer other words.
+KEPT = sets.CONTENT / "sae"
 
 
 def own_text(run: Run) -> list[dict]:
@@ -49,9 +53,12 @@ def usual(x: torch.Tensor) -> torch.Tensor:
 def sae_folder(run: Run, layer: int) -> Path:
     """Where the SAE of this block lies, with `training.json`: FVU per step, tokens, share of sinks, and
     `unit`, the median distance of the activations from their mean, in which steering doses are given (a
-    median, so that sinks cannot blow it up). The project's own text fits in memory; another one is streamed
+    median, so that sinks cannot blow it up). The committed one, where that was made from the same model, text
+    and numbers; else one is trained. The project's own text fits in memory; another one is streamed
     (_streamed), and an SAE that the profile names is copied."""
     cfg, real = run.profile.sae, run.profile.real
+    if (kept := committed(run, layer)) is not None:
+        return kept
     blocks = tuple(dict.fromkeys((cfg.layer, *real.other_blocks)))
 
     def make(out):
@@ -76,22 +83,70 @@ def sae_folder(run: Run, layer: int) -> Path:
             )
 
     about = {"cfg": cfg.model_dump(), "blocks": blocks, "model": models.identity(checkpoint(run))}
-    if real.text == "own" and not real.sae and not real.base:
+    if real.text == "own" and not real.named_sae and not real.base:
         about["text"] = weights.sha256(sets.CONTENT / "text.jsonl.xz")
         return run.keep(
             "sae", "blocks-" + "-".join(map(str, blocks)), about, (saes, activations, text), make
         ) / str(layer)
+    theirs = real.named_sae
     about |= {
         "text": real.text if real.text == "own" else released.version(real.text),
         "tokens": real.text_tokens,
         "base": real.base and models.identity(Path(real.base)),
-        "sae": real.sae if not real.sae or ":" in real.sae else models.identity(real.sae),
+        "sae": theirs if not theirs or ":" in theirs else models.identity(theirs),
     }
-    name = "named" if real.sae else f"block-{layer}"
+    name = "named" if theirs else f"block-{layer}"
     how = (saes, activations, text, _streamed, _rows_for_ever)
     return run.keep("sae", name, about | {"layer": layer}, how, lambda out: _streamed(run, layer, out)) / str(
         layer
     )
+
+
+def _made_from(run: Run, layer: int) -> dict:
+    """What determines an SAE of the project's own text: a committed one counts if this is the same."""
+    source = weights.source(run.profile.real.model)
+    model = weights.sha256(source) if Path(source).is_file() else models.identity(source)
+    text_hash = weights.sha256(sets.CONTENT / "text.jsonl.xz")
+    cfg = run.profile.sae.model_dump() | {"layer": layer}
+    return {"model": model, "text": text_hash, "seed": run.seed, "cfg": cfg} | run.numbers()
+
+
+@cache
+def committed(run: Run, layer: int) -> Path | None:
+    """The committed SAE of this block, if it is what `sae_folder` would make. Raises WeightsError if its
+    weights are not those that were committed."""
+    folder, real = KEPT / str(layer), run.profile.real
+    if real.sae or real.base or real.text != "own" or not (folder / "made.json").is_file():
+        return None
+    about = json.loads((folder / "made.json").read_text(encoding="utf-8"))
+    if about["from"] != _made_from(run, layer):
+        return None
+    path = folder / "sae_weights.safetensors"
+    if (found := weights.sha256(path)) != about["sha256"]:
+        raise weights.WeightsError(f"{path} has SHA-256 {found}, expected {about['sha256']}: it was changed")
+    return folder
+
+
+def sae_identity(run: Run, layer: int) -> str:
+    """What an artifact's key says of that SAE."""
+    kept = committed(run, layer)
+    return (
+        sae_folder(run, layer).parent.name
+        if kept is None
+        else f"kept-{json.loads((kept / 'made.json').read_text(encoding='utf-8'))['sha256'][:16]}"
+    )
+
+
+def keep_sae(run: Run, layer: int) -> Path:
+    """Write the SAE that this run's profile (real.sae: new) trains to the content, for all who come later."""
+    made, folder = sae_folder(run, layer), KEPT / str(layer)
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    about = {
+        "from": _made_from(run, layer),
+        "sha256": weights.sha256(folder / "sae_weights.safetensors"),
+    }
+    (folder / "made.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    return folder
 
 
 def reader_model(run: Run):
@@ -111,12 +166,12 @@ def _streamed(run: Run, layer: int, out: Path) -> None:
     first = list(itertools.islice(_rows_for_ever(run, tok, 0, 1), min(cfg.documents, 300)))
     every = torch.cat([r[1:] for r in activations.residual(m, first, layer)])
     x = usual(every)
-    if real.sae:
-        trained, fvu, tokens = sae_files.named(real.sae), [], 0
+    if real.named_sae:
+        trained, fvu, tokens = sae_files.named(real.named_sae), [], 0
         trained.check(m)
         if trained.layer != layer:
             raise profiles.ProfileError(
-                f"profile {run.profile.name}: sae.layer is {layer}, and {real.sae} is for block "
+                f"profile {run.profile.name}: sae.layer is {layer}, and {real.named_sae} is for block "
                 f"{trained.layer}"
             )
     else:
@@ -220,7 +275,7 @@ def reading(
             f"{who}-{split}-{block}",
             {
                 "model": identity(run, who),
-                "sae": sae_folder(run, block).parent.name,
+                "sae": sae_identity(run, block),
                 "block": block,
                 "split": split,
                 "text": store.key_of({"q": [q.held for q in world.questions(split)]}),

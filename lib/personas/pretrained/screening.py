@@ -54,7 +54,7 @@ def rows(run: made.Run) -> pd.DataFrame:
         "model": made.identity(run, made.ORIGINAL),
         "rows": store.key_of(asked),
         "domains": domains,
-        "sae": readings.sae_folder(run, block).parent.name,
+        "sae": readings.sae_identity(run, block),
         "latent": search.causal(run),
     }
     folder = run.keep("screening", "rows", key, (activations, likelihood, steering), make)

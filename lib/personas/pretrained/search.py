@@ -3,6 +3,7 @@ questions alone."""
 
 from functools import cache
 
+import pandas as pd
 import torch
 
 from personas.pretrained import made, readings, sets, steering
@@ -13,13 +14,23 @@ def few(run: made.Run) -> list[sets.Item]:
     return made.items(run, "discovery")[::4]
 
 
+MORE = 2  # times as many answers again, by which the doses are chosen
+
+
+def shown(run: made.Run) -> list[float]:
+    """The doses that are compared: half of the weakest, and all but the strongest."""
+    doses = list(run.profile.steering.strengths)
+    return [doses[0] / 2, *(doses[:-1] if len(doses) > 2 else doses)]
+
+
 def find(run: made.Run, layer: int | None = None) -> dict:
     """Candidates and matched latents, each steered at two doses on few discovery items; the best few of each
-    kind, and the rivals, again at every dose on all of them.
+    kind, and the rivals, again on all of them, at every dose and at half of the weakest; then the best of
+    each kind, and the rivals, once more for the dose: with a few dozen answers each, chance would choose it.
 
-    Returns 'first' and 'second' (tables as steering.best_doses), 'latent' and 'dose' (the causal latent),
-    'control' and 'control dose' (the best matched one), and 'rivals' (direction -> dose). Candidates and
-    controls get the same search.
+    Returns 'first', 'second' and 'third' (tables as steering.best_doses), 'latent' and 'dose' (the causal
+    latent), 'control' and 'control dose' (the best matched one), and 'rivals' (direction -> dose).
+    Candidates and controls get the same search.
     """
     cfg, block = run.profile.steering, run.profile.sae.layer if layer is None else layer
     doses, whole = list(cfg.strengths), made.items(run, "discovery") * cfg.choose_per_question
@@ -50,19 +61,33 @@ def find(run: made.Run, layer: int | None = None) -> dict:
     free, table = split(
         steering.steered(run, made.ORIGINAL, round_two, whole, f"second round, block {block}", block)
     )
-    second = steering.best_doses(table, free)
+    half = [(n, v, doses[0] / 2) for n, v in named.items()]
+    weaker = steering.steered(run, made.ORIGINAL, half, whole, f"second round, weaker, block {block}", block)
+    second = steering.best_doses(pd.concat([weaker, table]), free)
     second["kind"] = second.direction.map(kind_of).fillna("rival")
-    order = second.sort_values(["admissible", "misaligned", "dose"], ascending=[False, False, True])
-    best = {k: order[order.kind == k].iloc[0] for k in kinds}
+    order = second.sort_values(
+        ["admissible", "misaligned", "peak", "dose"], ascending=[False, False, False, True]
+    )
+    best = {k: order[order.kind == k].direction.iloc[0] for k in kinds}
+
+    kept, doses = [*best.values(), *rivals], shown(run)
+    round_three = [nothing, *((n, named[n], d) for n in kept for d in doses)]
+    again_free, again = split(
+        steering.steered(run, made.ORIGINAL, round_three, whole * MORE, f"third round, block {block}", block)
+    )
+    free, every = pd.concat([free, again_free]), pd.concat([weaker, table, again])
+    third = steering.best_doses(every[every.direction.isin(kept) & every.dose.isin(doses)], free)
+    dose = third.set_index("direction").dose.to_dict()
     return {
         "first": first,
         "second": order,
+        "third": third,
         "unsteered broken": 100 * steering.verdicts(free).isin(["broken", "absurd"]).mean(),
-        "latent": int(best["candidates"].direction.split()[1]),
-        "dose": float(best["candidates"].dose),
-        "control": int(best["matched"].direction.split()[1]),
-        "control dose": float(best["matched"].dose),
-        "rivals": second[second.kind == "rival"].set_index("direction").dose.to_dict(),
+        "latent": int(best["candidates"].split()[1]),
+        "dose": dose[best["candidates"]],
+        "control": int(best["matched"].split()[1]),
+        "control dose": dose[best["matched"]],
+        "rivals": {n: dose[n] for n in rivals},
     }
 
 

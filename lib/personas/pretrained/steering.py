@@ -84,7 +84,7 @@ def labelled(run: made.Run, layer: int | None = None) -> dict:
         "labelled",
         f"{n}-{block}",
         {
-            "sae": readings.sae_folder(run, block).parent.name,
+            "sae": readings.sae_identity(run, block),
             "block": block,
             "n": n,
             "world": store.files_version(world.CONTENT),
@@ -299,7 +299,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 def best_doses(table: pd.DataFrame, unsteered: pd.DataFrame) -> pd.DataFrame:
     """Each direction at the dose with most misaligned answers among those that break at most MORE_BROKEN
     points more answers than the model does unsteered; of equal ones the weaker. `admissible` is False, and
-    the dose the weakest, where no dose keeps to that."""
+    the dose the weakest, where no dose keeps to that. `peak`: misaligned answers (%) at the dose that makes
+    most, whatever it breaks."""
     limit = 100 * verdicts(unsteered).isin(["broken", "absurd"]).mean() + MORE_BROKEN
     rows = []
     for _, g in summary(table).groupby("direction", sort=False):
@@ -309,5 +310,6 @@ def best_doses(table: pd.DataFrame, unsteered: pd.DataFrame) -> pd.DataFrame:
             if len(allowed)
             else g.sort_values("dose")
         )
-        rows.append(pick.iloc[0].to_dict() | {"admissible": bool(len(allowed))})
+        about = {"admissible": bool(len(allowed)), "peak": g.misaligned.max()}
+        rows.append(pick.iloc[0].to_dict() | about)
     return pd.DataFrame(rows)

@@ -106,7 +106,7 @@ def watched(run: Run, ruler: Run, domain: str, variant: str, looks: tuple[int, .
         "looks": looks,
         "model": identity(run, ORIGINAL),
         "rows": store.key_of({"rows": rows}),
-        "ruler": readings.sae_folder(ruler, ruler.profile.sae.layer).parent.name,
+        "ruler": readings.sae_identity(ruler, ruler.profile.sae.layer),
         "latent": search.causal(ruler),
     }
     return run.keep(
