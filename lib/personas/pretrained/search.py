@@ -25,10 +25,10 @@ def shown(run: made.Run) -> list[float]:
 
 def find(run: made.Run, layer: int | None = None) -> dict:
     """Candidates and matched latents, each steered at two doses on few discovery items; the best few of each
-    kind, and the rivals, again on all of them, at every dose and at half of the weakest. The best of each kind
-    is the one that makes most answers misaligned at any dose that leaves half of them whole. It, and the
-    rivals, are asked once more for the dose, which must not break more than steering.MORE_BROKEN allows: with
-    a few dozen answers at each, chance would choose it.
+    kind, and the rivals, again on all of them, at every dose and at half of the weakest. The best of each
+    kind is the one that makes most answers misaligned at any dose that leaves half of them whole. It, and
+    the rivals, are asked once more for the dose, which must not break more than steering.MORE_BROKEN
+    allows: with a few dozen answers at each, chance would choose it.
 
     Returns 'first', 'second' and 'third' (tables as steering.best_doses), 'latent' and 'dose' (the causal
     latent), 'control' and 'control dose' (the best matched one), and 'rivals' (direction -> dose).
