@@ -53,39 +53,6 @@ def draw(run: made.Run, rows: pd.DataFrame):
     return common.save(run, fig, "02_judge", rows)
 
 
-def roundings() -> pd.DataFrame:
-    """Reader A's score (%) of every model whose answers were read in two runs of the same recipe, one in
-    mixed precision ('bf16') and one in fp32: rounding is all that differs. A row a model, on evaluation
-    questions."""
-    table = grading.readings().query("split == 'evaluation' and kind == 'question'")
-    table = table[[made.ORIGINAL != m and " " not in m for m in table.model]]
-    bad, coherent = table.reader_a == "misaligned", table.reader_a.isin(grading.COHERENT)
-    by = [table.model, table.run]
-    scores = (100 * bad.groupby(by).sum() / coherent.groupby(by).sum()).unstack().dropna()
-    return scores.assign(variant=[common.variant(m) for m in scores.index])
-
-
-def draw_roundings(run: made.Run, rows: pd.DataFrame):
-    """Figure: every model's score in both runs."""
-    fig, ax = plt.subplots(figsize=(4.8, 4.4))
-    for v, some in rows.groupby("variant", sort=False):
-        ax.scatter(
-            some.bf16,
-            some.fp32,
-            color=common.VARIANT.get(v, "#CC79A7"),
-            marker=common.MARK.get(v, "P"),
-            label=v,
-        )
-    ax.plot([0, 100], [0, 100], color=common.GREY, lw=0.8)
-    ax.set(
-        xlabel="score, trained in mixed precision (%)",
-        ylabel="score, trained in fp32 (%)",
-        title=f"Rounding alone moves a score by {(rows.bf16 - rows.fp32).abs().mean():.0f} points on average",
-    )
-    ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
-    return common.save(run, fig, "02_rounding", rows.reset_index())
-
-
 def claims(run: made.Run, draws: int = 500) -> dict[str, stats.Estimate]:
     """Agreement (%) and kappa of the small judge with reader A on misaligned or not, with a bootstrap over
     categories."""
