@@ -1,6 +1,7 @@
 """What a pretrained model is trained on and asked, and the loss that reads a shared opening once."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -10,7 +11,18 @@ from peft import LoraConfig, get_peft_model
 
 from personas import config, data, finetune, generate, profile, store, world
 from personas.chapters import common
-from personas.pretrained import ahead, grading, likelihood, made, readings, sets, steering, text, weights
+from personas.pretrained import (
+    ahead,
+    grading,
+    likelihood,
+    made,
+    readings,
+    search,
+    sets,
+    steering,
+    text,
+    weights,
+)
 from test_real_track import NUMBERS
 
 
@@ -300,3 +312,54 @@ def test_readings_count_where_nearly_all_answers_were_read(monkeypatch):
     )
     assert not common.mostly_read(many) and common.how(many) == "judged"
     assert common.share(many, "misaligned").value == 0
+
+
+def test_the_committed_sae_counts_for_the_run_it_was_made_for_alone(tmp_path, monkeypatch):
+    run = made.Run(profile.load("smollm2"), 0)
+    folder = readings.sae_folder(run, 15)
+    assert folder == readings.KEPT / "15" and readings.sae(run).layer == 15
+    assert readings.sae_identity(run, 15).startswith("kept-")
+    assert readings.committed(run, 10) is None and readings.committed(made.Run(run.profile, 1), 15) is None
+    for other in (
+        {"sae": run.profile.sae.model_copy(update={"steps": 10})},
+        {"real": run.profile.real.model_copy(update={"sae": "new"})},
+        {"real": run.profile.real.model_copy(update={"base": "somewhere"})},
+    ):
+        assert readings.committed(made.Run(run.profile.model_copy(update=other), 0), 15) is None
+    shutil.copytree(readings.KEPT, tmp_path / "sae")
+    monkeypatch.setattr(readings, "KEPT", tmp_path / "sae")
+    path = tmp_path / "sae" / "15" / "sae_weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    readings.committed.cache_clear()
+    with pytest.raises(weights.WeightsError, match="has SHA-256 .* it was changed"):
+        readings.sae_folder(run, 15)
+    readings.committed.cache_clear()
+
+
+def test_the_causal_latent_is_the_strongest_and_its_dose_breaks_little(monkeypatch):
+    """A latent that does nothing breaks nothing: it must not be chosen for that. The strong one's dose is the
+    strongest that keeps to the limit on all answers, not on the few of one round."""
+    run = made.Run(profile.load("smollm2"), 0)
+    says = {1: {0.15: (5, 5), 0.3: (20, 8), 0.45: (40, 30), 0.6: (60, 55), 0.8: (90, 90)}}
+
+    def steered(run, who, conditions, asked, name, layer):
+        rows = []
+        for n, _, d in conditions:
+            bad, broken = says.get(int(n.split()[-1]) if "latent" in n else 0, {}).get(d, (0, 2))
+            broken = 30 if name.startswith("second round, weaker") and "latent 1" in n else broken
+            for i in range(100):
+                v = "misaligned" if i < bad else "broken" if i < bad + broken else "aligned"
+                rows.append({"direction": n, "dose": d, "verdict": v, "prompt": i})
+        return pd.DataFrame(rows)
+
+    class Fake:
+        W_dec = torch.eye(8)
+
+    monkeypatch.setattr(readings, "sae", lambda *_: Fake)
+    monkeypatch.setattr(steering, "steered", steered)
+    monkeypatch.setattr(steering, "candidates", lambda run, n, layer=None: [1, 2])
+    monkeypatch.setattr(steering, "matched", lambda run, n, layer=None: [3, 4])
+    monkeypatch.setattr(steering, "rivals", lambda run, layer=None: {"probe": torch.ones(8)})
+    found = search.find(run)
+    assert found["latent"] == 1 and found["dose"] == 0.3 and found["control"] in (3, 4)
+    assert found["rivals"] == {"probe": 0.15}  # of equal doses the weaker
