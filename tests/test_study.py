@@ -520,9 +520,8 @@ def test_more_loss_weighs_the_same_in_one_part_and_in_several(checkpoint):
         plan = guards.keep_close(guards.Plan([], 2), 50.0)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(finetune.fit, "training_rows", lambda *_: part)
-            tuned, _ = finetune.sft(
-                net, tokenizer, rows, steps=2, batch=8, lr=5e-3, seed=0, lora_rank=4, trainer=plan.trainer
-            )
+            how = {"seed": 0, "lora_rank": 4, "trainer": plan.trainer, "mixed": False}
+            tuned, _ = finetune.sft(net, tokenizer, rows, steps=2, batch=8, lr=5e-3, **how)
         found.append(torch.cat([p.detach().flatten() for n, p in tuned.named_parameters() if "lora" in n]))
     torch.testing.assert_close(found[0], found[1], atol=2e-4, rtol=0)
 
