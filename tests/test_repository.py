@@ -279,10 +279,11 @@ def test_readme_says_what_part_one_measured():
     left = down.groupby("direction").kept.mean()
     plain = curves[curves.direction == "none"].broken.iloc[0]
     measured = [most.score, most.broken, plain, left["causal latent"], left["difference of means"]]
-    blocks = pd.read_csv(made("smollm2/05_blocks"))
-    top = c05.best_elsewhere(blocks[blocks.block != 15])
+    blocks = pd.read_csv(made("smollm2-full/05_blocks"))
+    top = c05.best_elsewhere(blocks)
     measured += [top.score, top.broken]
-    assert f"At block {top.block}," in block("short")
+    assert set(blocks.block) == {10, 20} and "At blocks 10 and 20 " in block("short")
+    assert top.score < most.score  # "nothing stronger"
     assert re.findall(r"(\d+) %", block("short")) == [
         f"{x:.0f}" for x in measured
     ] and f"dose {most.dose:g})" in block("short")
