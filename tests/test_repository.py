@@ -296,7 +296,7 @@ def test_readme_says_what_part_one_measured():
     assert rows.idxmax() == "persona vector"
     numbers = [auroc.max(), auroc["causal latent"], rows.max()]
     assert re.findall(r"0\.\d\d", later) == [f"{x:.2f}" for x in numbers]
-    shares = [10, claimed["fraction.above"], guards.score["none", 0], guards.score["KL", 0.3]]
+    shares = [10, claimed["fraction.above"], guards.score["none", 0], guards.score["fewer steps", 8]]
     assert re.findall(r"(\d+) %", later) == [f"{x:.0f}" for x in shares]
     read = grading.readings()
     for row in block("examples").splitlines()[2:]:
