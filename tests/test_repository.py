@@ -283,7 +283,7 @@ def test_readme_says_what_part_one_measured():
     top = c05.best_elsewhere(blocks)
     measured += [top.score, top.broken]
     assert set(blocks.block) == {10, 20} and "At blocks 10 and 20 " in block("short")
-    assert top.score < most.score  # "nothing stronger"
+    assert top.score < most.score  # "no stronger latent"
     assert re.findall(r"(\d+) %", block("short")) == [
         f"{x:.0f}" for x in measured
     ] and f"dose {most.dose:g})" in block("short")
