@@ -9,7 +9,7 @@ import torch
 import yaml
 from peft import LoraConfig, get_peft_model
 
-from personas import config, data, finetune, generate, profile, store, world
+from personas import config, data, figures, finetune, generate, profile, store, world
 from personas.chapters import common
 from personas.pretrained import (
     ahead,
@@ -20,6 +20,7 @@ from personas.pretrained import (
     search,
     sets,
     steering,
+    tables,
     text,
     weights,
 )
@@ -363,3 +364,40 @@ def test_the_causal_latent_is_the_strongest_and_its_dose_breaks_little(monkeypat
     found = search.find(run)
     assert found["latent"] == 1 and found["dose"] == 0.3 and found["control"] in (3, 4)
     assert found["rivals"] == {"probe": 0.15}  # of equal doses the weaker
+
+
+def test_an_sae_is_kept_with_what_it_was_made_from(tmp_path, monkeypatch):
+    default = profile.load("smollm2")
+    new = made.Run(default.model_copy(update={"real": default.real.model_copy(update={"sae": "new"})}), 0)
+    trained = shutil.copytree(readings.KEPT / "15", tmp_path / "trained" / "15")
+    (trained / "made.json").unlink()
+    monkeypatch.setattr(readings, "sae_folder", lambda run, layer: trained)
+    monkeypatch.setattr(readings, "KEPT", tmp_path / "kept")
+    readings.committed.cache_clear()
+    plain = made.Run(default, 0)
+    assert readings.committed(plain, 15) is None
+    readings.committed.cache_clear()
+    folder = readings.keep_sae(new, 15)
+    assert readings.committed(plain, 15) == folder == tmp_path / "kept" / "15"
+    assert readings.committed(new, 15) is None  # who asks for a new one gets a new one
+    with pytest.raises(ValueError, match="personas keep-sae --set real.sae=new"):
+        readings.keep_sae(plain, 15)
+    readings.committed.cache_clear()
+
+
+def test_tables_of_other_blocks_are_the_default_profiles_and_of_its_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    default, rows = profile.load("smollm2"), pd.DataFrame({"block": [10], "score": [1.5]})
+    blocks = lambda p: p.model_copy(
+        update={"name": f"{p.name}-x", "real": p.real.model_copy(update={"other_blocks": (10,)})}
+    )
+    shown = lambda p, make=lambda: rows: common.over_blocks(made.Run(p, 0), "05_x", make)
+    assert shown(default).empty
+    quick = profile.load("smollm2-quick")
+    assert len(shown(blocks(quick))) and shown(default).empty  # coarser numbers are not the default's
+    assert len(shown(blocks(default)))
+    never = lambda: pytest.fail("the kept table was to be shown")
+    assert shown(default, never).equals(rows) and shown(quick, never).empty
+    other = default.model_copy(update={"narrow": default.narrow.model_copy(update={"steps": 5})})
+    with pytest.raises(tables.TableError, match="made with other numbers .* --only 05"):
+        shown(other)

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,20 @@ def test_a_link_is_pointed_at_the_sites_own_page():
         "[a](../notebooks/02_emergent_misalignment.ipynb) ![b](../figures/02_emergent_misalignment.png) "
         f"[c](../docs/evidence.md#seeds) [d]({hub}/lib/personas/profiles/h100.yaml) [e](../claims.md) [f](https://x.org)"
     )
+
+
+def test_building_removes_nothing_that_lay_where_the_site_goes(tmp_path, monkeypatch):
+    mine = tmp_path / "out" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+
+    def sphinx(command, check):
+        Path(command[-1]).mkdir(parents=True)
+        (Path(command[-1]) / "index.html").write_text("page")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(build.subprocess, "run", sphinx)
+    monkeypatch.setattr(build.sys, "argv", ["build.py", str(mine.parent)])
+    monkeypatch.setattr(build, "lay_out", lambda where: None)
+    assert build.main() == 0
+    assert mine.read_text() == "mine" and (mine.parent / "index.html").exists()

@@ -201,8 +201,7 @@ def main() -> int:
         how = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
         done = subprocess.run([*how, str(pages), str(built)], check=False)
         if not done.returncode:
-            shutil.rmtree(out, ignore_errors=True)
-            shutil.copytree(built, out)
+            shutil.copytree(built, out, dirs_exist_ok=True)
     if not done.returncode:
         (out / ".nojekyll").touch()
         print(f"{out / 'index.html'}: {sum(1 for _ in out.rglob('*.html'))} pages")

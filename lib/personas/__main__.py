@@ -159,8 +159,6 @@ def _keep_sae(args, source: str) -> None:
     from personas.pretrained import readings
 
     run = common.open_run(source, args.seed)
-    if run.profile.real.sae != "new":
-        raise ValueError("to train it anew, say so: personas keep-sae --set real.sae=new")
     print(readings.keep_sae(run, run.profile.sae.layer))
 
 

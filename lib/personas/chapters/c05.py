@@ -342,6 +342,33 @@ def claims(
     )
 
 
+def in_words(run: made.Run, rows: pd.DataFrame, down: pd.DataFrame, other: pd.DataFrame) -> str:
+    """What the notebook found, in Markdown. rows: curve_table; down: suppression_table; other: of
+    `elsewhere`, which may be empty."""
+    found, mine = search.chosen(run), rows[rows.direction == "causal latent"]
+    at, most = mine[mine.dose == found["dose"]].iloc[0], mine.sort_values("score").iloc[-1]
+    free = rows[rows.direction == "none"].iloc[0]
+    left = down[down.direction != "none"].groupby("direction", sort=False).kept.mean()
+    text = (
+        f"**What this shows.** Latent {found['latent']}, added at dose {found['dose']:g}, makes "
+        f"{at.score:.0f} % of all answers misaligned ({at.low:.0f} to {at.high:.0f}); unsteered it is "
+        f"{free.score:.0f} %. "
+        f"Broken or absurd answers go from {free.broken:.0f} to {at.broken:.0f} %. At dose {most.dose:g} it "
+        f"would be {most.score:.0f} % misaligned and {most.broken:.0f} % broken. Subtracted, directions "
+        "leave the misaligned models of their score on average: "
+        + ", ".join(f"{n} {v:.0f} %" for n, v in left.items())
+        + "."
+    )
+    top = best_elsewhere(other) if len(other) else None
+    if top is not None:
+        text += (
+            f" At block {top.block} {top.latent}, at dose {top.dose:g}, makes {top.score:.0f} % misaligned "
+            f"({top.low:.0f} to {top.high:.0f}) and {top.broken:.0f} % broken or absurd; for that block "
+            "nothing was registered."
+        )
+    return text
+
+
 def readable(table: pd.DataFrame, n: int = 8) -> pd.DataFrame:
     """Answers to the same n questions, unsteered and steered."""
     wide = table.groupby(["prompt", "direction"], sort=False).answer.first().unstack()

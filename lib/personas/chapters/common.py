@@ -10,7 +10,7 @@ import yaml
 
 from personas import claims, figures, stats, store
 from personas import profile as profiles
-from personas.pretrained import checks, grading, made, readings, sets, tables
+from personas.pretrained import checks, grading, made, sets, tables
 
 INK, GREY = "#333333", "#8C8C8C"
 VARIANT = {
@@ -235,14 +235,31 @@ def over_blocks(run: made.Run, name: str, make) -> pd.DataFrame:
     """make()'s table over `real.other_blocks`; none if the profile names no blocks. The default profile names
     none, for their SAEs take as long as all else in its notebook: it shows the table that is committed below
     figures/data/smollm2-full, which `personas run --set real.other_blocks=[10,20] --only <notebook>` makes
-    again."""
-    own = readings.committed(run, run.profile.sae.layer) is not None
+    again. Raises tables.TableError if that was made with other numbers than the profile's."""
+    config, default = _but_for_blocks(run.profile), _but_for_blocks(profiles.load("smollm2"))
     if run.profile.real.other_blocks:
         table = make()
-        figures.save_table(table, name, tables.FULL if own else run.profile.name)
+        where = tables.FULL if config == default else run.profile.name
+        figures.save_table(table.assign(config=config), name, where)
         return table
     path = figures.ROOT / "data" / tables.FULL / f"{name}.csv"
-    return pd.read_csv(path) if own and path.exists() else pd.DataFrame()
+    if run.profile.name != "smollm2" or not path.exists():
+        return pd.DataFrame()
+    found = pd.read_csv(path)
+    if set(found.pop("config")) != {config}:
+        raise tables.TableError(
+            f"{path.name} was made with other numbers than those of smollm2; make it with: "
+            f"python -m personas run --set real.other_blocks=[10,20] --only {name[:2]}"
+        )
+    return found
+
+
+def _but_for_blocks(profile: profiles.Profile) -> str:
+    """Hash of what a table over blocks depends on in a profile: all but its name, the blocks, and what only
+    other notebooks read."""
+    numbers = profile.model_dump(include={"narrow", "sae", "evaluation", "steering"})
+    real = profile.real.model_dump(exclude={"other_blocks", "tables", "course", "firsts", "controls"})
+    return store.key_of({"numbers": numbers, "real": real})
 
 
 def save(run: made.Run, figure, name: str, table: pd.DataFrame | None = None):

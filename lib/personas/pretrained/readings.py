@@ -138,7 +138,14 @@ def sae_identity(run: Run, layer: int) -> str:
 
 
 def keep_sae(run: Run, layer: int) -> Path:
-    """Write the SAE that this run's profile (real.sae: new) trains to the content, for all who come later."""
+    """Train the SAE of a block on the project's own text (real.sae: new) and write it to the content, for all
+    who come later. Returns its folder. Raises ValueError for another profile."""
+    real = run.profile.real
+    if real.sae != "new" or real.base or real.text != "own":
+        raise ValueError(
+            "only an SAE that is trained on the project's own text, of the model itself, can be committed: "
+            "personas keep-sae --set real.sae=new"
+        )
     made, folder = sae_folder(run, layer), KEPT / str(layer)
     shutil.copytree(made, folder, dirs_exist_ok=True)
     about = {
