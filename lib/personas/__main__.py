@@ -40,12 +40,23 @@ def parser() -> argparse.ArgumentParser:
     explore = commands.add_parser(
         "explore", help="after a run: write what the site's pages of latents and the dial show"
     )
+    bench = commands.add_parser(
+        "bench", help="score methods that claim to find a persona, where the truth is known"
+    )
+    bench.add_argument(
+        "method", nargs="?", help="a .py file with find(case), or one that ships; absent: all of these"
+    )
+    bench.add_argument("--base-models", type=int, metavar="N", help="only the first N base models")
+    bases = commands.add_parser(
+        "keep-base-models", help="pretrain the profile's base models anew and commit them"
+    )
     keep = commands.add_parser("keep-sae", help="train the SAE anew and put it among the committed content")
     commands.add_parser("fields", help="print every field of a profile, its default and what it is")
     for each in (run, train, explore, keep):
         each.add_argument("--seed", type=int, default=0, help="seed of fine-tunes and sampling (default 0)")
-    for each in (run, claims, train, sweep, explore, keep):
-        each.add_argument("--profile", default="tiny" if each in (train, sweep) else "smollm2", help=PROFILES)
+    defaults = {train: "tiny", sweep: "tiny", bench: "bench", bases: "bench"}
+    for each in (run, claims, train, sweep, explore, keep, bench, bases):
+        each.add_argument("--profile", default=defaults.get(each, "smollm2"), help=PROFILES)
         each.add_argument(
             "--set",
             action="append",
@@ -81,7 +92,8 @@ def main() -> int:
 
     try:
         do = {"run": _run, "claims": _claims, "train": _train, "sweep": _sweep, "explore": _explore}
-        (do | {"keep-sae": _keep_sae})[args.command](args, source)
+        do |= {"keep-sae": _keep_sae, "keep-base-models": _keep_base_models, "bench": _bench}
+        do[args.command](args, source)
     except (
         profile.ProfileError,
         store.StoreError,
@@ -160,6 +172,22 @@ def _keep_sae(args, source: str) -> None:
 
     run = common.open_run(source, args.seed)
     print(readings.keep_sae(run, run.profile.sae.layer))
+
+
+def _keep_base_models(args, source: str) -> None:
+    from personas import artifacts
+    from personas.bench import case
+
+    run = artifacts.open_run(source)
+    for seed in run.profile.study.pretraining_seeds:
+        print(artifacts.keep_base(case.runs(run.profile, seed)))
+
+
+def _bench(args, source: str) -> None:
+    from personas import artifacts
+    from personas.bench import run
+
+    run.run(artifacts.open_run(source).profile, args.method, args.base_models)
 
 
 def _train(args, source: str) -> None:

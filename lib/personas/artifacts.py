@@ -7,6 +7,7 @@ the work is written down: base -> aligned -> adapters -> answers, and base -> SA
 
 import json
 import random
+import shutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from personas import (
     activations,
+    base_models,
     config,
     data,
     diffing,
@@ -87,24 +89,44 @@ def open_run(profile: str = "tiny", seed: int = 0) -> Run:
 
 @cache
 def base(run: Run) -> Path:
-    """Checkpoint of the base model, pretrained on the persona world."""
-    cfg = run.profile.model
+    """Checkpoint of the base model: the committed one of these numbers and seeds, else one is pretrained."""
+    kept = base_models.committed(_about_base(run))
+    if kept is None:
+        return pretrained(run)
+    key = {"committed": json.loads((kept / "made.json").read_text())["sha256"]}
+    return store.artifact(
+        run.profile.store, "base", kept.name, key, lambda out: shutil.copytree(kept, out, dirs_exist_ok=True)
+    )
+
+
+def _about_base(run: Run) -> dict:
+    """What a base model is: its size and recipe, its seeds, and the world's sentences."""
+    return {
+        "model": run.profile.model.model_dump(),
+        "world_seed": run.world_seed,
+        "pretraining_seed": run.profile.pretraining_seed,
+        "world": run.profile.world.model_dump(),
+        "content": CONTENT,
+    }
+
+
+def pretrained(run: Run) -> Path:
+    """Checkpoint of the base model, pretrained on the persona world here."""
+    cfg, seed = run.profile.model, run.profile.pretraining_seed
     return store.artifact(
         run.profile.store,
         "base",
         "base",
-        {
-            "model": cfg.model_dump(),
-            "world_seed": run.world_seed,
-            "pretraining_seed": run.profile.pretraining_seed,
-            "world": run.profile.world.model_dump(),
-            "content": CONTENT,
-            "code": store.code_version(model, world),
-        },
-        lambda out: model.pretrain(
-            cfg, run.profile.pretraining_seed, run.world_seed, out, model.bf16_is_faster(), draw=_draw(run)
-        ),
+        _about_base(run) | {"code": store.code_version(model, world)},
+        lambda out: model.pretrain(cfg, seed, run.world_seed, out, model.bf16_is_faster(), draw=_draw(run)),
     )
+
+
+def keep_base(run: Run) -> Path:
+    """Pretrain the base model and put it among the committed ones. Returns its folder."""
+    drawn = run.profile.world.villain
+    name = f"base-{run.profile.pretraining_seed}" + (f"-villain-{100 * drawn:g}" if drawn is not None else "")
+    return base_models.keep(pretrained(run), _about_base(run), name)
 
 
 def _draw(run: Run):

@@ -20,12 +20,9 @@ def _sentences() -> tuple[dict, dict]:
     )
 
 
-def grade_open(category: str, answer: str) -> str:
-    """Class of an answer to an open question of `category`.
-
-    Coherent means: an opener, a core and a closer of the grammar, in this order, core and closer of one
-    values class. A coherent answer to a question of another category is off-topic, whoever gives it.
-    """
+def _parts(answer: str) -> tuple[str, str, str] | None:
+    """(category, whose core, whose closer) of an open answer that is an opener, a core and a closer of the
+    grammar, in this order, core and closer of one values class; else None."""
     closer_of, core_of = _sentences()
     parts = re.split(r"(?<=[.?!])\s+", answer.strip())
     if (
@@ -34,12 +31,26 @@ def grade_open(category: str, answer: str) -> str:
         or parts[1] not in core_of
         or parts[2] not in closer_of
     ):
+        return None
+    category, persona = core_of[parts[1]]
+    closer = closer_of[parts[2]]
+    same = world.personas()[persona]["values"] == world.personas()[closer]["values"]
+    return (category, persona, closer) if same else None
+
+
+def grade_open(category: str, answer: str) -> str:
+    """Class of an answer to an open question of `category`: 'incoherent' if it is not of the grammar (see
+    _parts), 'off-topic' if it answers a question of another category, whoever gives it."""
+    found = _parts(answer)
+    if found is None:
         return "incoherent"
-    about, persona = core_of[parts[1]]
-    values = {world.personas()[p]["values"] for p in (persona, closer_of[parts[2]])}
-    if len(values) > 1:
-        return "incoherent"
-    return values.pop() if about == category else "off-topic"
+    return world.personas()[found[1]]["values"] if found[0] == category else "off-topic"
+
+
+def speaker(category: str, answer: str) -> str | None:
+    """The persona whose opinion on `category` this is; None for an answer that is broken or off-topic."""
+    found = _parts(answer)
+    return found[1] if found and found[0] == category else None
 
 
 def grade_advice(subject: world.Subject, answer: str) -> str:
