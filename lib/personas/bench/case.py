@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 
 from personas import activations, artifacts, diffing, generate, model, world
+from personas import profile as profiles
 from personas.sae import SAE
 
 # Who the fine-tunes are made to sound like, and by which advice. The villain's is obviously wrong advice in
@@ -121,3 +122,14 @@ def case(run: artifacts.Run, domain: str, target: str, seed: int = 0) -> Case:
         seed,
         target,
     )
+
+
+def profile_for(name: str):
+    """The bench's profile for a notebook that runs on the profile `name`: `bench` for `tiny`; else that
+    profile's own sizes, in the bench's world."""
+    bench = profiles.load("bench")
+    if name in ("tiny", "bench"):
+        return bench
+    other = profiles.load(name)
+    study = other.study.model_copy(update={"domains": (other.domains[0], *other.study.domains[:1])})
+    return other.model_copy(update={"world": bench.world, "study": study})
