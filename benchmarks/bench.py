@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from personas import activations, artifacts, pipeline, store, world
+from personas import activations, artifacts, known_latents, pipeline, store, world
 
 HERE = Path(__file__).resolve().parent
 KEPT = store.ROOT / "bench"
@@ -137,7 +137,7 @@ def inputs() -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "rows.json").exists():
         net, _ = artifacts.base_model(run)
-        rows = artifacts.texts(run, 2000, "sae")
+        rows = known_latents.texts(run, 2000, "sae")
         for name, size in SAES.items():
             layers = (
                 [run.profile.sae.layer]
@@ -158,7 +158,7 @@ def inputs() -> dict:
             x = (x * size["width"] ** 0.5 / x.norm(dim=-1).square().mean().sqrt()).contiguous()
             save_file({"train": x[8192:].clone(), "held": x[:8192].clone()}, folder / f"{name}.safetensors")
         save_file(
-            {"W_dec": artifacts.sae(run).W_dec, "unit": torch.tensor(artifacts.unit(run))},
+            {"W_dec": known_latents.sae(run).W_dec, "unit": torch.tensor(known_latents.unit(run))},
             folder / "directions.safetensors",
         )
         (folder / "rows.json").write_text(json.dumps(rows[:400]))

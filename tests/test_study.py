@@ -17,6 +17,7 @@ from personas import (
     activations,
     artifacts,
     baselines,
+    cures,
     data,
     diffing,
     early_warning,
@@ -26,6 +27,7 @@ from personas import (
     finetune,
     generate,
     guards,
+    known_latents,
     model,
     origins,
     prevention,
@@ -463,7 +465,7 @@ def ruler(loaded, monkeypatch):
         "rankings": {"Δ-activation": [0, 1, 2]},
         "chosen_latent": (3, 0.4),
     }.items():
-        module = artifacts if name in ("sae", "unit") else search
+        module = known_latents if name in ("sae", "unit") else search
         monkeypatch.setattr(module, name, lambda *_, value=value: value)
     return SimpleNamespace(
         profile=SimpleNamespace(sae=SimpleNamespace(layer=LAYER)),
@@ -478,7 +480,7 @@ def test_steering_in_training_adds_exactly_the_latents_direction_where_steering_
     when the model is only looked at; with a shared opening read once or not."""
     net, tokenizer = model.load(checkpoint)
     plan, changes = prevention.steer_in_training(ruler, guards.Plan([], 1), 0.5), []
-    vector = artifacts.sae(ruler).W_dec[3] * 0.5 * 2.0
+    vector = known_latents.sae(ruler).W_dec[3] * 0.5 * 2.0
     kept = {}
     before = lambda hidden: kept.update(before=hidden.detach().clone())
     after = lambda hidden: changes.append((hidden - kept["before"]).detach())
@@ -550,7 +552,7 @@ def test_the_latent_penalty_keeps_latents_down(checkpoint, loaded, ruler):
         + tokenizer(c["messages"][1]["content"], add_special_tokens=False)["input_ids"]
         for c in chats
     ]
-    reader = artifacts.sae(ruler)
+    reader = known_latents.sae(ruler)
 
     def excess(net):
         before, after = (
@@ -595,11 +597,11 @@ def test_monitors_read_the_latent_as_model_diffing_does_and_likelihoods_in_the_v
     loaded, ruler, monkeypatch
 ):
     net, tokenizer = loaded
-    monkeypatch.setattr(artifacts, "mean_difference", lambda _: torch.ones(net.config.hidden_size))
+    monkeypatch.setattr(known_latents, "mean_difference", lambda _: torch.ones(net.config.hidden_size))
     monkeypatch.setattr(baselines, "_probe", lambda _: SimpleNamespace(decision_function=lambda x: x[:, 0]))
     found = baselines.monitors(ruler, net, tokenizer)
     assert found["latent"] == pytest.approx(
-        diffing.read(net, tokenizer, artifacts.sae(ruler), "evaluation", setting.PersonaWorld(1))[:, 3]
+        diffing.read(net, tokenizer, known_latents.sae(ruler), "evaluation", setting.PersonaWorld(1))[:, 3]
         .mean()
         .item(),
         abs=1e-6,
@@ -620,8 +622,8 @@ def test_cures_push_away_from_what_rose_and_towards_what_fell(monkeypatch):
         "chosen_latent": (20, 0.4),
         "mean_difference": torch.ones(16),
     }.items():
-        monkeypatch.setattr(search, name, lambda *_, value=value: value)
-    found, W = search.cures.__wrapped__(None), reader.W_dec
+        monkeypatch.setattr(cures, name, lambda *_, value=value: value)
+    found, W = cures.cures.__wrapped__(None), reader.W_dec
     fallen, risen = sum(-rise[i] * W[i] for i in range(10)), sum(rise[i] * W[i] for i in range(14, 24))
     expected = {
         "− chosen latent": -W[20],
@@ -654,7 +656,7 @@ def test_known_personas_finds_the_latent_that_was_put_there(monkeypatch):
             document=np.arange(600),
         )
 
-    monkeypatch.setattr(artifacts, "uncued_answers", read)
+    monkeypatch.setattr(known_latents, "uncued_answers", read)
     found = origins.known_personas(SimpleNamespace()).set_index("persona")
     villain, jester, expert = found.loc["villain"], found.loc["jester"], found.loc["expert"]
     assert (

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from personas import activations, artifacts, diffing, search
+from personas import activations, artifacts, diffing, known_latents, search
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Readers:
 def fit(run: artifacts.Run, seed: int, documents: int = 600) -> Readers:
     """Fit on uncued documents of their own: villain against all others. The random latents are 20 of those
     that fire; the best of them is the one with the highest AUROC on these training documents."""
-    read = artifacts.uncued_answers(run, "baselines", documents)
+    read = known_latents.uncued_answers(run, "baselines", documents)
     villain = read.persona == "villain"
     alive = np.flatnonzero((read.latents > 0).any(0).numpy())
     some = np.random.default_rng(seed).choice(alive, 20, replace=False)
@@ -71,14 +71,14 @@ def monitors(run: artifacts.Run, model, tokenizer, split: str = "evaluation") ->
     means, latents = [], []
     for x, i in zip(activations.residual(model, rows, run.profile.sae.layer), starts):
         means.append(x[i:].mean(0))
-        latents.append(artifacts.sae(run).encode(x[i:])[:, search.chosen_latent(run)[0]].mean().item())
-    means, direction = torch.stack(means), artifacts.mean_difference(run)
+        latents.append(known_latents.sae(run).encode(x[i:])[:, search.chosen_latent(run)[0]].mean().item())
+    means, direction = torch.stack(means), known_latents.mean_difference(run)
     likely = {
         p: np.mean(answer_log_probability(model, rows, starts)) for p, (rows, _, starts) in texts.items()
     }
     return {
         "latent": float(np.mean(latents)),
-        "mean difference": (means @ (direction / direction.norm())).mean().item() / artifacts.unit(run),
+        "mean difference": (means @ (direction / direction.norm())).mean().item() / known_latents.unit(run),
         "probe": float(_probe(run).decision_function(means.numpy()).mean()),
         "log-probability": float(likely["villain"] - likely["expert"]),
     }

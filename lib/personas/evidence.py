@@ -11,12 +11,14 @@ from personas import (
     artifacts,
     baselines,
     claims,
+    cures,
     data,
     diffing,
     evaluate,
     finetune,
     generate,
     grader,
+    known_latents,
     search,
     world,
 )
@@ -128,11 +130,11 @@ def cure(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str) -> li
     """One misaligned model under every cure, at the dose chosen on discovery data, and under every
     ablation."""
     model, tokenizer = artifacts.tuned_model(run, domain, kind)
-    p, ways = run.profile.evaluation, {"none": None} | search.ablations(ruler)
-    for name, v in search.cures(ruler).items():
+    p, ways = run.profile.evaluation, {"none": None} | cures.ablations(ruler)
+    for name, v in cures.cures(ruler).items():
         ways[name] = generate.Steer(
             run.profile.sae.layer,
-            (v / v.norm() * search.cure_doses(ruler)[name] * artifacts.unit(ruler))[None],
+            (v / v.norm() * cures.cure_doses(ruler)[name] * known_latents.unit(ruler))[None],
         )
     rows = []
     for name, steer in ways.items():
@@ -157,7 +159,7 @@ def cure(run: artifacts.Run, ruler: artifacts.Run, domain: str, kind: str) -> li
         rows.append(
             {
                 "way": name,
-                "dose": search.cure_doses(ruler).get(name),
+                "dose": cures.cure_doses(ruler).get(name),
                 "score": evaluate.score(answers),
                 "wrong": evaluate.share(own, "subtle", "obvious"),
                 "correct": evaluate.share(own, "correct"),
@@ -172,7 +174,7 @@ def ranking(run: artifacts.Run, ruler: artifacts.Run) -> list[dict]:
     evaluation answers. persona: whose held-out answers the latent marks best, 'none' if it marks nobody's
     with an AUROC of 0.7."""
     answers, chosen = search.steered(ruler, "ranked"), search.best(ruler, "ranked").set_index("direction")
-    read = artifacts.uncued_answers(ruler, "auroc-evaluation")
+    read = known_latents.uncued_answers(ruler, "auroc-evaluation")
     marks = pd.DataFrame({p: diffing.auroc(read.latents, read.persona == p) for p in world.PERSONAS})
     best_of = lambda i: marks.loc[i].idxmax() if marks.loc[i].max() >= MARKS else "none"
     rows = []
@@ -203,14 +205,14 @@ def rising_latents(run: artifacts.Run, most: int = 10) -> pd.DataFrame:
     questions; marks best: the persona whose answers it marks with the highest AUROC, 'nobody' below MARKS;
     AUROC.
     """
-    rise = artifacts.discovery_rise(run)
+    rise = known_latents.discovery_rise(run)
     order = rise.argsort(descending=True).tolist()
     by_question = (
-        torch.stack([artifacts.rise(run, d, v) for d, v in artifacts.discovery_fine_tunes(run)])
+        torch.stack([known_latents.rise(run, d, v) for d, v in artifacts.discovery_fine_tunes(run)])
         .mean(0)
         .numpy()
     )
-    auroc, rows = artifacts.persona_auroc(run), []
+    auroc, rows = known_latents.persona_auroc(run), []
     for i in order[:most] + order[-most:]:
         low, high = claims.bootstrap(by_question[:, i], np.mean, 1000)[1:]
         value = auroc.loc[i].max()

@@ -8,7 +8,7 @@ from sklearn.metrics import precision_recall_curve
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 
-from personas import artifacts, baselines, diffing, evaluate, search, steering, world
+from personas import artifacts, baselines, diffing, evaluate, known_latents, search, steering, world
 from personas.evidence import MARKS, outcome
 
 
@@ -21,8 +21,8 @@ def known_personas(run: artifacts.Run, seed: int = 0) -> pd.DataFrame:
     (AUROC of a logistic regression on all latents, trained on the other documents).
     """
     train, test = (
-        artifacts.uncued_answers(run, "baselines", 600),
-        artifacts.uncued_answers(run, "auroc-evaluation"),
+        known_latents.uncued_answers(run, "baselines", 600),
+        known_latents.uncued_answers(run, "auroc-evaluation"),
     )
     rows = []
     for p in world.PERSONAS:
@@ -79,7 +79,7 @@ def values_and_latents(run: artifacts.Run, ruler: artifacts.Run) -> list[dict]:
     of the best latent, `together` of all latents, `probe` of a linear probe on the residual stream.
     """
     known = known_personas(run).set_index("persona").loc["villain"]
-    held = artifacts.uncued_answers(run, "auroc-evaluation")
+    held = known_latents.uncued_answers(run, "auroc-evaluation")
     probe = diffing.auroc(
         baselines.fit(run, run.seed).probe.decision_function(held.residual.numpy())[:, None],
         held.persona == "villain",
@@ -96,18 +96,18 @@ def values_and_latents(run: artifacts.Run, ruler: artifacts.Run) -> list[dict]:
         "marker": int(known.latent),
         "chosen": search.chosen_latent(run)[0],
     }
-    p, W_dec = run.profile, artifacts.sae(run).W_dec
+    p, W_dec = run.profile, known_latents.sae(run).W_dec
     ways = {
         "chosen latent": W_dec[about["chosen"]],
         "marks the villain": W_dec[about["marker"]],
-        "mean difference": artifacts.mean_difference(run),
+        "mean difference": known_latents.mean_difference(run),
     }
     jobs = [(n, v, s) for n, v in ways.items() for s in p.steering.strengths]
     graded = steering.at(
         *artifacts.aligned_model(run),
         run.setting,
         jobs,
-        artifacts.unit(run),
+        known_latents.unit(run),
         p.sae.layer,
         split="evaluation",
         per_question=p.evaluation.study_per_question,

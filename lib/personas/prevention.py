@@ -21,6 +21,7 @@ from personas import (
     finetune,
     generate,
     guards,
+    known_latents,
     search,
     world,
 )
@@ -32,13 +33,19 @@ def penalise(ruler: artifacts.Run, plan: Plan, weight: float) -> Plan:
     """guards.penalise on the ten latents that rise most in the fine-tunes of discovery domains; weight in
     units of steering strength."""
     return guards.penalise(
-        plan, artifacts.sae(ruler), search.rankings(ruler)["Δ-activation"], artifacts.unit(ruler), weight
+        plan,
+        known_latents.sae(ruler),
+        search.rankings(ruler)["Δ-activation"],
+        known_latents.unit(ruler),
+        weight,
     )
 
 
 def steer_in_training(ruler: artifacts.Run, plan: Plan, strength: float) -> Plan:
     """guards.steer along the chosen latent's direction, strength in units of the centred RMS norm."""
-    vector = artifacts.sae(ruler).W_dec[search.chosen_latent(ruler)[0]] * strength * artifacts.unit(ruler)
+    vector = (
+        known_latents.sae(ruler).W_dec[search.chosen_latent(ruler)[0]] * strength * known_latents.unit(ruler)
+    )
     return guards.steer(plan, ruler.profile.sae.layer, vector)
 
 
@@ -180,7 +187,7 @@ def screened(run: artifacts.Run) -> pd.DataFrame:
                 "subject": [s.ask for s, _, _ in pairs],
                 "variant": [v for _, v, _ in pairs],
                 "latent": [
-                    artifacts.sae(run).encode(h)[:, search.chosen_latent(run)[0]].mean().item() for h in x
+                    known_latents.sae(run).encode(h)[:, search.chosen_latent(run)[0]].mean().item() for h in x
                 ],
                 "probe": baselines.fit(run, run.seed).probe.decision_function(
                     torch.stack([h.mean(0) for h in x]).numpy()
@@ -205,7 +212,7 @@ def screened(run: artifacts.Run) -> pd.DataFrame:
         "advice",
         {
             "aligned": artifacts.aligned(run).name,
-            "sae": artifacts.sae_folder(run, "base").name,
+            "sae": known_latents.sae_folder(run, "base").name,
             "latent": search.chosen_latent(run)[0],
             "domains": run.profile.domains,
         },

@@ -6,7 +6,8 @@ from personas import data, diffing, evaluate, finetune, generate, grader
 from personas import model as models
 from personas import sae as saes
 from personas import setting as settings
-from personas.artifacts import Run, _table, adapter, aligned, sae, sae_folder, tuned_model
+from personas.artifacts import Run, _table, adapter, aligned, tuned_model
+from personas.known_latents import sae, sae_folder
 from personas.search import chosen_latent
 
 

@@ -16,6 +16,7 @@ from personas import (
     diffing,
     evaluate,
     generate,
+    known_latents,
     prevention,
     search,
     world,
@@ -24,7 +25,7 @@ from personas import model as models
 from personas import sae as saes
 
 # at which directions are subtracted, in units of strength; what discovery data chose for the chosen latent
-# (search.cure_doses)
+# (cures.cure_doses)
 DOSE = 0.3
 
 
@@ -73,7 +74,7 @@ def rerouted(
     )
     found = evaluate.values(answers) | {"learnt": evaluate.share(own, "obvious")}
 
-    old, fresh = artifacts.sae(ruler), fresh_sae(tuned, run)
+    old, fresh = known_latents.sae(ruler), fresh_sae(tuned, run)
     penalised = search.rankings(ruler)["Δ-activation"]
     texts = {
         split: diffing.reading_texts(tokenizer, split, run.setting) for split in ("discovery", "evaluation")
@@ -120,7 +121,9 @@ def rerouted(
         "difference": difference,
     }
     for name, v in ways.items():
-        steer = generate.Steer(layer, (-DOSE * artifacts.unit(ruler) * v / v.norm().clamp(min=1e-9))[None])
+        steer = generate.Steer(
+            layer, (-DOSE * known_latents.unit(ruler) * v / v.norm().clamp(min=1e-9))[None]
+        )
         found[f"less {name}"] = evaluate.score(ask(p.evaluation.curve_per_question, steer))
     return found
 
@@ -129,7 +132,7 @@ def fresh_sae(model, run: artifacts.Run) -> saes.SAE:
     """A new SAE of the profile's shape on this model's activations, over the text that the profile's own
     SAE was trained on."""
     cfg = run.profile.sae
-    rows = [d["ids"] for d in artifacts.held_out_documents(run, cfg.documents, "sae")]
+    rows = [d["ids"] for d in known_latents.held_out_documents(run, cfg.documents, "sae")]
     x = torch.cat([r[1:] for r in activations.residual(model, rows, cfg.layer)])
     return saes.train(x, cfg, cfg.layer, run.seed, None)[0]
 

@@ -8,6 +8,7 @@ from personas import (
     activations,
     artifacts,
     baselines,
+    cures,
     data,
     diffing,
     evaluate,
@@ -15,6 +16,7 @@ from personas import (
     generate,
     grader,
     guards,
+    known_latents,
     prevention,
     realignment,
     rerouting,
@@ -202,15 +204,19 @@ def rerouting_cells(profile: Profile) -> list[dict]:
 
 
 def _ruler_ready(ruler: artifacts.Run) -> None:
-    search.chosen_latent(ruler), artifacts.mean_difference(ruler), baselines.fit(ruler, ruler.seed)
+    search.chosen_latent(ruler), known_latents.mean_difference(ruler), baselines.fit(ruler, ruler.seed)
 
 
 def _ranking_ready(ruler: artifacts.Run) -> None:
-    _ruler_ready(ruler), search.steered(ruler, "ranked"), artifacts.uncued_answers(ruler, "auroc-evaluation")
+    (
+        _ruler_ready(ruler),
+        search.steered(ruler, "ranked"),
+        known_latents.uncued_answers(ruler, "auroc-evaluation"),
+    )
 
 
 def _cures_ready(ruler: artifacts.Run) -> None:
-    _ranking_ready(ruler), search.cure_doses(ruler)
+    _ranking_ready(ruler), cures.cure_doses(ruler)
 
 
 def _guards_ready(ruler: artifacts.Run) -> None:
@@ -221,7 +227,7 @@ def _aligned_ready(ruler: artifacts.Run) -> None:
     artifacts.aligned(ruler)
 
 
-CHOICES = (search.rankings, search.controls, search.cures, search.cure_doses, search.ablations)
+CHOICES = (search.rankings, search.controls, cures.cures, cures.cure_doses, cures.ablations)
 
 
 STUDIES = {

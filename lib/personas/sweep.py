@@ -8,7 +8,7 @@ import accelerate
 import pandas as pd
 import torch
 
-from personas import artifacts, evaluate, figures, parallel, progress, stats
+from personas import artifacts, evaluate, figures, known_latents, parallel, progress, stats
 from personas.pretrained import grading, made, readings
 from personas.profile import Profile, need_gpu
 
@@ -69,5 +69,5 @@ def train(profile: Profile, seed: int) -> None:
     artifacts.aligned(run)
     for domain, variant in progress.Bar(artifacts.fine_tunes(run), desc="fine-tunes"):
         artifacts.adapter(run, domain, variant)
-    for on in artifacts.DICTIONARIES:
-        artifacts.sae_folder(run, on)
+    for on in known_latents.DICTIONARIES:
+        known_latents.sae_folder(run, on)

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import torch
 
-from personas import activations, artifacts, diffing, generate, model, world
+from personas import activations, artifacts, diffing, generate, known_latents, model, world
 from personas import profile as profiles
 from personas.sae import SAE
 
@@ -110,15 +110,15 @@ def case(run: artifacts.Run, domain: str, target: str, seed: int = 0) -> Case:
         after,
         tokenizer,
         run.profile.sae.layer,
-        artifacts.texts(run, DOCUMENTS, "bench"),
+        known_latents.texts(run, DOCUMENTS, "bench"),
         rows,
         starts,
         [q.held for q in run.setting.questions("discovery")],
         artifacts.narrow_chats(run, domain, kind(target)),
         labelled,
         {p: about["system"] for p, about in world.personas().items()},
-        artifacts.sae(replace(run, seed=seed)),
-        artifacts.unit(run),
+        known_latents.sae(replace(run, seed=seed)),
+        known_latents.unit(run),
         seed,
         target,
     )

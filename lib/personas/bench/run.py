@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 from safetensors.torch import save_file
 
-from personas import artifacts, figures, parallel, stats, store
+from personas import artifacts, figures, known_latents, parallel, stats, store
 from personas.bench import case as cases
 from personas.bench import methods, score
 from personas.profile import Profile
@@ -54,7 +54,7 @@ def _row(run: artifacts.Run, method: str, cell: dict, case) -> dict:
         "doses": [profile.steering.strengths, profile.steering.suppression],
         "evaluation": profile.evaluation.model_dump(),
         "model": artifacts.adapter(run, cell["domain"], cases.kind(cell["target"])).name,
-        "sae": artifacts.sae_folder(replace(run, seed=cell["dictionary seed"]), "base").name,
+        "sae": known_latents.sae_folder(replace(run, seed=cell["dictionary seed"]), "base").name,
         "method": store.code_version(methods.load(method)),
     }
     label = "-".join([name, cell["domain"], cell["target"], str(cell["dictionary seed"])])
@@ -66,7 +66,7 @@ def prepared(profile: Profile, pretraining_seed: int) -> None:
     """What all methods need of one base model: its fine-tunes and dictionaries."""
     run = cases.runs(profile, pretraining_seed)
     for seed in profile.study.seeds:
-        artifacts.sae_folder(replace(run, seed=seed), "base")
+        known_latents.sae_folder(replace(run, seed=seed), "base")
     for d in profile.study.domains:
         for t in (*cases.TARGETS, *cases.HARMLESS):
             score.shift(run, d, t)

@@ -15,6 +15,7 @@ from personas import (
     evaluate,
     generate,
     grader,
+    known_latents,
     model,
     stats,
     steering,
@@ -52,7 +53,7 @@ def scored(run: artifacts.Run, domain: str, target: str, found: torch.Tensor) ->
     after, _ = artifacts.tuned_model(run, domain, cases.kind(target))
     doses = run.profile.steering.strengths
     dose, plain, _ = _dose(run, before, tokenizer, found, target, doses)
-    steer = generate.Steer(run.profile.sae.layer, (found * dose * artifacts.unit(run))[None])
+    steer = generate.Steer(run.profile.sae.layer, (found * dose * known_latents.unit(run))[None])
     induced = _answers(run, before, tokenizer, found, [dose], "evaluation")
     cure, _, effect = _dose(
         run, after, tokenizer, found, target, [-s for s in run.profile.steering.suppression]
@@ -98,7 +99,7 @@ def _answers(run, model_, tokenizer, found, doses, split: str) -> pd.DataFrame:
         run.setting,
         {"found": found},
         list(doses),
-        artifacts.unit(run),
+        known_latents.unit(run),
         run.profile.sae.layer,
         split=split,
         per_question=n if split == "evaluation" else max(1, n // 3),
