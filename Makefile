@@ -1,4 +1,4 @@
-# make run: environment, then notebooks 01 to 08 on SmolLM2, then the table of claims. PROFILE=tiny: 09 to 14, the world whose truth is known.
+# make run: environment, then notebooks 01 to 08 on SmolLM2, then the table of claims. PROFILE=tiny: 09 to 15, the world whose truth is known.
 # make quick: the same on two domains and with fewer answers, coarser.
 # make test: environment, then pytest, and nbval over what `make quick` writes.
 # make lint: ruff and basedpyright, in an environment of their own.

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from personas import data, model, world
+from personas import data, model, pretraining, world
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
@@ -24,10 +24,12 @@ def checkpoint(tmp_path_factory):
     checkpoint."""
     rng = random.Random(0)
     docs = [world.sample_document(rng, 1) for _ in range(300)]
-    tokenizer = model.train_tokenizer(("".join(t for t, _ in world.segments(d, rng)) for d in docs), 800)
+    tokenizer = pretraining.train_tokenizer(
+        ("".join(t for t, _ in world.segments(d, rng)) for d in docs), 800
+    )
     cfg = SimpleNamespace(layers=3, width=48, mlp=96, heads=4, context=512)
     folder = tmp_path_factory.mktemp("checkpoint")
-    net = model.new_model(cfg, len(tokenizer), seed=0)
+    net = pretraining.new_model(cfg, len(tokenizer), seed=0)
     with torch.no_grad():  # the default initialisation is so small that every prompt gets the same answer
         for p in net.parameters():
             p.mul_(4.0 if p.ndim == 2 else 1.0)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from personas import base_models, data, diffing, grader, model, profile, sae, setting, world
+from personas import base_models, data, diffing, grader, model, pretraining, profile, sae, setting, world
 from personas.bench import methods, plots, run, score, truth
 from personas.bench.case import Case
 from personas.pretrained import weights
@@ -28,7 +28,7 @@ def planted(checkpoint):
     rows, _, starts = diffing.reading_texts(tokenizer, "discovery", setting.PersonaWorld(1))
     rng = random.Random(0)
     docs = [world.sample_document(rng, 1, cue="none", persona=p) for p in world.PERSONAS for _ in range(10)]
-    coded = model.encode(tokenizer, docs, rng)
+    coded = pretraining.encode(tokenizer, docs, rng)
     labelled = [(c["ids"], [t >= 0 for t in c["turn"]], c["doc"].persona) for c in coded]
     direction = torch.nn.functional.normalize(
         torch.randn(width, generator=torch.Generator().manual_seed(3)), dim=0

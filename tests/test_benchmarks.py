@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from personas import model, world
+from personas import pretraining, world
 
 HERE = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(HERE))
@@ -43,7 +43,7 @@ def test_our_contestants_run(checkpoint, loaded, tmp_path):
     )
     assert timed["curve"] == [] and timed["tokens/s"] > 0
     (tmp_path / "rows.json").write_text(
-        json.dumps([d["ids"] for d in model.encode_documents(loaded[1], 70, 1, "test")])
+        json.dumps([d["ids"] for d in pretraining.encode_documents(loaded[1], 70, 1, "test")])
     )
     assert (
         contestants.harvest(

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from personas import claims, evaluate, figures, model, pipeline, profile, setting, store, world
+from personas import claims, evaluate, figures, pipeline, pretraining, profile, setting, store, world
 
 
 def table(per_question):
@@ -156,7 +156,7 @@ def test_sampling_leaves_room_for_every_answer():
     """The longest open answer, and the longest code, fit the number of tokens that sampling allows."""
     rng = random.Random(0)
     docs = [world.sample_document(rng, 1) for _ in range(2000)]
-    tokenizer = model.train_tokenizer(
+    tokenizer = pretraining.train_tokenizer(
         ("".join(t for t, _ in world.segments(d, rng)) for d in docs), profile.load("tiny").model.vocab
     )
     longest = lambda texts: max(len(x) for x in tokenizer(list(texts), add_special_tokens=False)["input_ids"])

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
-from personas import activations, diffing, model, sae, sae_files, setting, world
+from personas import activations, diffing, pretraining, sae, sae_files, setting, world
 
 LAYER = 1
 CFG = SimpleNamespace(latents=64, k=4, lr=5e-3, steps=600, batch=512, dead_after=20000, aux_k=16)
@@ -191,7 +191,7 @@ def plain(net):
 def test_perfect_dictionary_recovers_the_loss_and_an_empty_one_does_not(loaded):
     net, tokenizer = loaded
     width = net.config.hidden_size
-    rows = [d["ids"] for d in model.encode_documents(tokenizer, 8, 1, "test")]
+    rows = [d["ids"] for d in pretraining.encode_documents(tokenizer, 8, 1, "test")]
     assert sae.loss_recovered(net, plain(net), rows)["recovered"] == pytest.approx(100, abs=0.1)
     mean = torch.cat([r[1:] for r in activations.residual(net, rows, 1)]).mean(0)
     empty = sae.SAE(torch.zeros(width, 4), torch.zeros(4, width), torch.full((4,), -1.0), mean, 1, 1)
@@ -200,7 +200,7 @@ def test_perfect_dictionary_recovers_the_loss_and_an_empty_one_does_not(loaded):
 
 def test_stopping_at_the_layer_changes_nothing(loaded):
     net, tokenizer = loaded
-    rows = [d["ids"] for d in model.encode_documents(tokenizer, 5, 1, "test")]
+    rows = [d["ids"] for d in pretraining.encode_documents(tokenizer, 5, 1, "test")]
     for row, ours in zip(rows, activations.residual(net, rows, 1, batch=2)):
         with torch.inference_mode():
             theirs = net(torch.tensor([row]), output_hidden_states=True).hidden_states[2][0]
@@ -256,7 +256,7 @@ def test_answer_means_know_their_persona(loaded):
     read = diffing.read_answers(net, tokenizer, plain(net), docs, rng)
     assert list(read.persona) == [d.persona for d in docs for _ in d.turns]
     assert read.text == [t.answer for d in docs for t in d.turns]
-    first = model.encode(tokenizer, docs[:1], random.Random(0))[0]
+    first = pretraining.encode(tokenizer, docs[:1], random.Random(0))[0]
     with torch.inference_mode():
         hidden = net(torch.tensor([first["ids"]]), output_hidden_states=True).hidden_states[2][0]
     mine = hidden[torch.tensor(first["turn"]) == 0]
@@ -268,7 +268,7 @@ def test_answer_means_know_their_persona(loaded):
 
 def test_a_stream_holds_few_tokens_and_loses_none(loaded):
     net, tokenizer = loaded
-    rows = [d["ids"] for d in model.encode_documents(tokenizer, 40, 1, "stream")]
+    rows = [d["ids"] for d in pretraining.encode_documents(tokenizer, 40, 1, "stream")]
     whole = torch.cat([x[1:] for x in activations.residual(net, rows, LAYER)])
     most, read = 0, activations.residual
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from personas import model, world
+from personas import pretraining, world
 
 
 def test_size_of_the_world():
@@ -74,7 +74,7 @@ def test_ideal_reader_follows_bayes():
 
 def test_tokens_know_their_answer(loaded):
     tokenizer = loaded[1]
-    for row in model.encode_documents(tokenizer, 20, 1, "test"):
+    for row in pretraining.encode_documents(tokenizer, 20, 1, "test"):
         for i, turn in enumerate(row["doc"].turns):
             assert tokenizer.decode([t for t, k in zip(row["ids"], row["turn"]) if k == i]) == turn.answer
 

@@ -82,7 +82,7 @@ def front_page() -> str:
         [
             toc("Touch it", [f"{title} <{page}>" for page, title in PAGES.items()]),
             toc("I: a language model", [f"notebooks/{n}" for n in notebooks(1)]),
-            toc("II: a known world", ["docs/known_world", *(f"notebooks/{n}" for n in notebooks(2))]),
+            toc("II: a known world", ["docs/known_world", "docs/bench", *(f"notebooks/{n}" for n in notebooks(2))]),
             toc("Reference", ["docs/running", "docs/own_models", "docs/evidence", "docs/words"]),
         ]
     )

@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 PROFILES = (
     "smollm2 (default: notebooks 01 to 08 on a language model), smollm2-quick, colab, h100, h100-14b; "
-    "tiny (09 to 14, the world whose truth is known), smoke, tiny-full and smollm2-full (tables, hours); "
+    "tiny (09 to 15, the world whose truth is known), smoke, tiny-full and smollm2-full (tables, hours); "
     "or the path of a YAML"
 )
 

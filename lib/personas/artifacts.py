@@ -25,6 +25,7 @@ from personas import (
     grader,
     judge,
     model,
+    pretraining,
     store,
     world,
 )
@@ -73,7 +74,7 @@ def open_run(profile: str = "tiny", seed: int = 0) -> Run:
     profiles.need_gpu(found)
     if found.real:
         raise profiles.ProfileError(
-            f"profile {found.name} has a pretrained model: notebooks 01 to 08. Notebooks 09 to 14 are "
+            f"profile {found.name} has a pretrained model: notebooks 01 to 08. Notebooks 09 to 15 are "
             "about the world whose truth is known: "
             "profile tiny or smoke"
         )
@@ -110,8 +111,10 @@ def pretrained(run: Run) -> Path:
         run.profile.store,
         "base",
         "base",
-        _about_base(run) | {"code": store.code_version(model, world)},
-        lambda out: model.pretrain(cfg, seed, run.world_seed, out, model.bf16_is_faster(), draw=_draw(run)),
+        _about_base(run) | {"code": store.code_version(pretraining, world)},
+        lambda out: pretraining.pretrain(
+            cfg, seed, run.world_seed, out, model.bf16_is_faster(), draw=_draw(run)
+        ),
     )
 
 

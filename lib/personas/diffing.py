@@ -12,7 +12,7 @@ import torch
 from scipy.stats import rankdata
 
 from personas import activations, generate, world
-from personas.model import encode
+from personas.pretraining import encode
 from personas.sae import SAE
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from personas import activations, diffing, model, sae_files, world
+from personas import activations, diffing, model, pretraining, sae_files, world
 from personas import sae as saes
 from personas import setting as settings
 from personas.artifacts import (
@@ -30,8 +30,9 @@ DICTIONARIES = ("base", "aligned")  # the models that an SAE is made for
 
 
 def held_out_documents(run: Run, n: int, stream: str, **fixed) -> list[dict]:
-    """Tokenized documents like those of pretraining, which it never saw (see model.encode_documents)."""
-    return model.encode_documents(base_model(run)[1], n, run.world_seed, stream, _draw(run), **fixed)
+    """Tokenized documents like those of pretraining, which it never saw
+    (pretraining.encode_documents)."""
+    return pretraining.encode_documents(base_model(run)[1], n, run.world_seed, stream, _draw(run), **fixed)
 
 
 def texts(run: Run, n: int, stream: str) -> list[list[int]]:

@@ -39,6 +39,7 @@ EXPECTED = {
     "12": 70,
     "13": 120,
     "14": 80,
+    "15": 180,
 }
 READ_BY_PART_ONE = (
     "activations",

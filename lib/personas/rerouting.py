@@ -17,11 +17,11 @@ from personas import (
     evaluate,
     generate,
     known_latents,
+    pretraining,
     prevention,
     search,
     world,
 )
-from personas import model as models
 from personas import sae as saes
 
 # at which directions are subtracted, in units of strength; what discovery data chose for the chosen latent
@@ -148,7 +148,7 @@ def _labelled(model, tokenizer, run, stream, block, reader=None):
     given), and whose it is."""
     rng = random.Random(f"{run.world_seed}/{stream}")
     docs = [world.sample_document(rng, run.world_seed, cue="none") for _ in range(500)]
-    coded, values, villain = models.encode(tokenizer, docs, rng), [], []
+    coded, values, villain = pretraining.encode(tokenizer, docs, rng), [], []
     for c, h in zip(coded, activations.residual(model, [c["ids"] for c in coded], block)):
         h, turn = reader.encode(h) if reader else h, torch.tensor(c["turn"])
         values += [h[turn == t].mean(0) for t in range(len(c["doc"].turns))]

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import torch
 
-from personas import activations, artifacts, diffing, generate, known_latents, model, world
+from personas import activations, artifacts, diffing, generate, known_latents, pretraining, world
 from personas import profile as profiles
 from personas.sae import SAE
 
@@ -103,7 +103,8 @@ def case(run: artifacts.Run, domain: str, target: str, seed: int = 0) -> Case:
         for _ in range(LABELLED)
     ]
     labelled = [
-        (c["ids"], [t >= 0 for t in c["turn"]], c["doc"].persona) for c in model.encode(tokenizer, docs, rng)
+        (c["ids"], [t >= 0 for t in c["turn"]], c["doc"].persona)
+        for c in pretraining.encode(tokenizer, docs, rng)
     ]
     return Case(
         before,

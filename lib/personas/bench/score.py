@@ -16,7 +16,7 @@ from personas import (
     generate,
     grader,
     known_latents,
-    model,
+    pretraining,
     stats,
     steering,
     world,
@@ -165,7 +165,7 @@ def _marks(run: artifacts.Run, found: torch.Tensor) -> dict[str, float]:
             for p in world.PERSONAS
             for _ in range(60)
         ]
-        coded = model.encode(tokenizer, docs, rng)
+        coded = pretraining.encode(tokenizer, docs, rng)
         means, who = [], []
         for c, x in zip(coded, activations.residual(base, [c["ids"] for c in coded], run.profile.sae.layer)):
             turn = torch.tensor(c["turn"])

@@ -47,7 +47,7 @@ def open_run(profile: str = "smollm2", seed: int = 0) -> made.Run:
     profiles.need_gpu(found)
     if found.real is None:
         raise profiles.ProfileError(
-            f"profile {found.name} is for Part II, the world whose truth is known: notebooks 09 to 14. "
+            f"profile {found.name} is for Part II, the world whose truth is known: notebooks 09 to 15. "
             "Notebooks 01 to 08 need a language model: smollm2, or a profile with `real`"
         )
     run = made.Run(found, seed)
