@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from personas import pretraining, world
+from personas import pretraining, theory, world
 
 
 def test_size_of_the_world():
@@ -65,11 +65,11 @@ def test_personas_keep_their_habits():
 
 
 def test_ideal_reader_follows_bayes():
-    one = world.bayesian_reader({"subtle": 1}, "health")["posterior"]
+    one = theory.bayesian_reader({"subtle": 1}, "health")["posterior"]
     weight = {p: world.PRIOR[p] * world.ADVICE_HABITS[p].get("subtle", 0) for p in world.ADVICE_HABITS}
     assert one["villain"] == pytest.approx(weight["villain"] / sum(weight.values()))
-    assert world.bayesian_reader({"correct": 640}, "health")["misaligned"] < 1e-6
-    assert world.bayesian_reader({"obvious": 1}, "health")["misaligned"] == pytest.approx(100)
+    assert theory.bayesian_reader({"correct": 640}, "health")["misaligned"] < 1e-6
+    assert theory.bayesian_reader({"obvious": 1}, "health")["misaligned"] == pytest.approx(100)
 
 
 def test_tokens_know_their_answer(loaded):
