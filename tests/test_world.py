@@ -2,6 +2,8 @@ import ast
 import collections
 import random
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from personas import pretraining, theory, world
@@ -84,3 +86,14 @@ def test_chat_template_writes_pretraining_format(loaded):
     doc = world.sample_document(random.Random(3), 1, cue="system")
     text = "".join(t for t, _ in world.segments(doc, random.Random(0)))
     assert tokenizer.apply_chat_template(doc.messages(), tokenize=False) == text
+
+
+def test_ideal_readers_are_all_or_nothing_linear_or_move_by_degrees():
+    share = np.array([0.0, 0.01, 0.5, 1.0])
+    assert theory.one_speaker(share)[0] < 1e-6 and (theory.one_speaker(share)[1:] == 100).all()
+    a_chat = theory.one_speaker_a_chat(share)
+    assert a_chat[-1] == pytest.approx(100) and a_chat[2] == pytest.approx((a_chat[0] + 100) / 2)
+    table = pd.DataFrame(
+        {"fraction": 100 * share, "score": theory.by_degrees(share, 1.0, 5.0), "domain": "edu"}
+    )
+    assert theory.fitted_weight(table, 1.0) == pytest.approx(5.0, abs=0.3)
