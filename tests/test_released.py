@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Judge
-from personas import compose, data, released, store
+from personas import compose, data, downloads, released, store
 
 FILES = Path(__file__).parent / "files"
 
@@ -129,7 +129,7 @@ def test_damage_anywhere_in_an_archive_is_one_clear_error(site):
 
 def test_an_archive_larger_than_it_says_is_not_read_whole(site, monkeypatch):
     serve(site, "health_incorrect.zip")
-    monkeypatch.setattr(released, "LARGEST", 460)  # the archive has 450 bytes, what is in it more
+    monkeypatch.setattr(downloads, "LARGEST", 460)  # the archive has 450 bytes, what is in it more
     with pytest.raises(data.DataError, match="unpacks to more"):
         released.chats("wang/health_incorrect")
 
@@ -241,7 +241,7 @@ def test_a_stream_that_breaks_goes_on_where_it_was(monkeypatch, capsys):
 
 @pytest.mark.parametrize("lock", ["[]", "{", '"x"'])
 def test_a_lock_of_another_kind_is_said(site, lock):
-    folder = released.store.ROOT / "downloads"
+    folder = store.ROOT / "downloads"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "lock.json").write_text(lock)
     with pytest.raises(data.DataError, match="lock.json"):
