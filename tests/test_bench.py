@@ -264,3 +264,18 @@ def test_a_strangers_method_is_scored_beside_the_others(tmp_path):
         env={**__import__("os").environ, "PERSONAS_RUNS": str(tmp_path / "runs")},
     )  # fmt: skip
     assert told.returncode == 0 and "> mine" in told.stdout
+
+
+def test_the_committed_table_has_every_method_and_case():
+    bench, table = profile.load("bench"), run.kept("bench")
+    assert set(table.method) == set(methods.names())
+    cells = [tuple(c.values()) for c in run.cells(bench)]
+    columns = ["base model", "domain", "target", "dictionary seed"]
+    for method, part in table.groupby("method"):
+        met = [
+            c for c in cells if getattr(methods.load(method), "CHANCE", False) or c[3] == bench.study.seeds[0]
+        ]
+        assert sorted(part[columns].itertuples(index=False, name=None)) == sorted(met)
+    said = plots.in_words(table)
+    top = run.summary(table).query("method == 'rise_screened' and question == 'induced'").value.item()
+    assert f"a single latent, induces {top:.0f} %" in " ".join(said.split())

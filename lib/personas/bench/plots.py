@@ -58,7 +58,8 @@ def forest(table: pd.DataFrame):
                 lw=1.2,
                 label=NAMES[kind],
             )
-        ax.set(xlim=(-0.05, 1.05) if share else (-6, 106), title=heading)
+        left = -30 if question == "suppressed" else -6
+        ax.set(xlim=(-0.05, 1.05) if share else (left, 106), title=heading)
         ax.axvline(
             {"named": 1 / 6, "auroc": 0.5, "separates": 0.5}.get(question, 0), color="#555555", ls=":", lw=1
         )
@@ -89,7 +90,8 @@ def by_target(table: pd.DataFrame, question: str = "named"):
             color="white" if value > 0.6 else "#222222",
             fontsize=9,
         )
-    ax.set_xticks(range(len(wide.columns)), wide.columns)
+    n = counted.drop_duplicates(["base model", "domain", "target"]).target.value_counts()
+    ax.set_xticks(range(len(wide.columns)), [f"{t}\n(n = {n[t]})" for t in wide.columns])
     ax.set_yticks(range(len(wide)), [n.replace("_", " ") for n in wide.index])
     ax.grid(False)
     ax.set_xlabel("whom the fine-tune was made to sound like")
@@ -156,3 +158,47 @@ def claimed(table: pd.DataFrame) -> list[dict]:
         for id, c in registered.items()
         for e in [found[id]]
     ]
+
+
+def in_words(table: pd.DataFrame) -> str:
+    """What the table shows, in Markdown, its numbers computed."""
+    s = run.summary(table).set_index(["method", "question"]).value
+    ranked = run.summary(table)
+    ours = ranked[ranked["rank"].notna()]
+    best = lambda q: ours[ours.question == q].sort_values("value").iloc[-1].method
+    counted = table[table.effect >= score.EFFECT]
+    villain = counted[counted.target == "villain"].groupby("method").named.mean()
+    others = counted[counted.target != "villain"].groupby("method").named.mean()
+    cases = len(counted.drop_duplicates(["base model", "domain", "target"]))
+    every = len(table.drop_duplicates(["base model", "domain", "target"]))
+    return f"""
+**What this shows.** Three base models and {cases} of {every} cases: intervals are wide, and most claims
+stay unclear. The means say this.
+
+*Naming.* The persona vector names the target in {100 * s["persona_vector", "named"]:.0f} % of cases. It
+had to be told which personas there are. Of the methods that were told nothing, the screened riser is best
+({100 * s["rise_screened", "named"]:.0f} %); the top riser without the screen names
+{100 * s["rise", "named"]:.0f} %. The villain is the hard one: the difference of means names him in
+{100 * villain["mean_difference"]:.0f} % of his cases, and the other three in
+{100 * others["mean_difference"]:.0f} % of theirs; the screened riser him in
+{100 * villain["rise_screened"]:.0f} %, the others in {100 * others["rise_screened"]:.0f} %. Plain wrong
+advice says less about its speaker than mockery does.
+
+*Steering.* It is weak here for everybody: no method makes more than {s[best("induced"), "induced"]:.0f}
+% of the answers the target's. The {best("induced").replace("_", " ")} induces most
+({s[best("induced"), "induced"]:.0f} %), the {best("suppressed").replace("_", " ")} suppresses most
+({s[best("suppressed"), "suppressed"]:.0f} %). Both are plain differences of activations; the screened
+riser, a single latent, induces {s["rise_screened", "induced"]:.0f} % and suppresses
+{s["rise_screened", "suppressed"]:.0f} %. The direction that is *told* the answer marks the target's
+answers best (AUROC {s[run.CEILING, "auroc"]:.2f}) and induces only {s[run.CEILING, "induced"]:.0f} %:
+what tells speakers apart in text is not what a fine-tune moved the model along.
+
+*What fails.* Attribution on the fine-tuning chats and the crosscoder do no better than a random latent.
+Both are simple versions (the crosscoder has 512 latents and 300 steps), and a better one may well do
+better. That is what the bench is for.
+
+*What was not foreseen.* A persona that wrote one document in ten comes back only in part: in
+{every - cases} of {every} fine-tunes fewer than {score.EFFECT:.0f} % of the answers are the target's,
+and these do not count. The limit was set before the run. Stronger fine-tunes and more base models would
+decide more.
+"""
