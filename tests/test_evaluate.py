@@ -120,7 +120,7 @@ def test_claims_of_another_profiles_tables_are_told_apart(tmp_path, monkeypatch,
     assert shown["from"].tolist() == ["tiny-full", "this run", "tiny-full"]
     pipeline.print_claims("smoke")
     said = capsys.readouterr().out
-    assert "cure.add" not in said and "1 claims: " in said and "2 more rest on the tables" in said
+    assert "cure.add" not in said and "1 claims: " in said and "2 more rest on kept tables" in said
     assert "from" not in claims.record("tiny", "05_causal_steering", rows)
     assert "from" not in claims.record("smollm2-quick", "07", rows)
 

@@ -79,6 +79,8 @@ def record(profile: str, notebook: str, rows: list[dict]) -> pd.DataFrame:
     as a table. Rows that rest on another profile's tables (KEPT) say so under `tables`."""
     if "_" in notebook and profile not in ("tiny", "tiny-full"):  # Part I's go by their numbers alone
         rows = [r | ({"tables": "tiny-full"} if r["id"].startswith(KEPT) else {}) for r in rows]
+    if profile != "bench":
+        rows = [r | ({"tables": "bench"} if r["id"].startswith("bench.") else {}) for r in rows]
     path = store.ROOT / profile / "summary.json"
     others = [r for r in read(profile) if r["notebook"] != notebook]
     rows = [{"id": r["id"], "notebook": notebook} | r for r in rows]

@@ -264,6 +264,6 @@ def print_claims(profile: str) -> None:
         print(f"\n{len(rows)} claims: " + ", ".join(f"{n} {h}" for h, n in counts.items()))
     if others:
         print(
-            f"{others} more rest on the tables of tiny-full, which this run did not make; the notebooks show "
-            "them, and figures/data/tiny/claims.csv has them"
+            f"{others} more rest on kept tables (of tiny-full and bench), which this run did not make; the "
+            "notebooks show them, and figures/data/tiny/claims.csv has those of tiny-full"
         )

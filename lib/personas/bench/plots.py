@@ -135,14 +135,15 @@ def measured(table: pd.DataFrame) -> dict[str, stats.Estimate]:
     agreement = per_model.groupby("base model")[["auroc", "induced"]].apply(
         lambda g: g.auroc.corr(g.induced, method="spearman")
     )
-    screened = {q: over("rise_screened", q) for q in ("induced", "suppressed", "advice")}
+    screened = counted[counted.method == "rise_screened"]
+    induced = over("rise_screened", "induced")
     return {
         "bench.rise.named": named("rise"),
-        "bench.screened.induced": mean(screened["induced"]),
-        "bench.screened.suppressed": mean(screened["suppressed"]),
-        "bench.screened.advice": mean(screened["advice"]),
-        "bench.screened.above_difference": mean(screened["induced"] - over("mean_difference", "induced")),
-        "bench.screened.above_top": mean(screened["induced"] - over("rise", "induced")),
+        "bench.screened.induced": run.estimate(screened, "induced"),
+        "bench.screened.suppressed": run.estimate(screened, "suppressed"),
+        "bench.screened.advice": run.estimate(screened, "advice"),
+        "bench.screened.above_difference": mean(induced - over("mean_difference", "induced")),
+        "bench.screened.above_top": mean(induced - over("rise", "induced")),
         "bench.probe.named": named("linear_probe"),
         "bench.random.named": named("random_latent"),
         "bench.reading_is_steering": mean(agreement),

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from safetensors.torch import save_file
 
@@ -12,6 +13,13 @@ from personas.bench import case as cases
 from personas.bench import methods, score
 from personas.profile import Profile
 
+RANGE = {
+    "auroc": (0, 1),
+    "separates": (0, 1),
+    "induced": (0, 100),
+    "advice": (0, 100),
+    "suppressed": (-np.inf, 100),
+}
 CEILING = "truth"  # the one method that is told the target: what a direction can reach
 
 
@@ -95,7 +103,9 @@ def estimate(rows: pd.DataFrame, question: str) -> stats.Estimate:
     proportion with base models as clusters; else Student's t over base models, each the mean of its cases."""
     if question == "named":
         return stats.proportion(rows.named == 1, rows["base model"])
-    return stats.mean_over(rows.groupby("base model")[question].mean().to_numpy())
+    e = stats.mean_over(rows.groupby("base model")[question].mean().to_numpy())
+    least, most = RANGE[question]
+    return replace(e, low=float(np.clip(e.low, least, most)), high=float(np.clip(e.high, least, most)))
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -140,8 +150,11 @@ def shown(table: pd.DataFrame, mine: str | None = None) -> str:
 
 def kept(profile: str) -> pd.DataFrame:
     """The committed rows of the methods that ship; none for a profile that has no committed table."""
-    path = figures.ROOT / "data" / profile / "bench.csv"
-    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["method", "base model"])
+    places = (figures.ROOT, store.PROJECT / "figures")  # PERSONAS_FIGURES may name a new folder
+    for path in (p / "data" / profile / "bench.csv" for p in places):
+        if path.exists():
+            return pd.read_csv(path)
+    return pd.DataFrame(columns=["method", "base model"])
 
 
 def run(profile: Profile, method: str | None = None, base_models: int | None = None) -> None:
