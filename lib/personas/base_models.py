@@ -12,13 +12,7 @@ from personas import model
 from personas.pretrained import weights
 
 FOLDER = Path(__file__).parent / "committed"
-FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-)
+FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 def committed(about: dict) -> Path | None:
@@ -44,14 +38,15 @@ def _check(folder: Path, sha256: str) -> None:
 
 
 def keep(made: Path, about: dict, name: str) -> Path:
-    """Put a pretrained checkpoint among the committed ones, its weights rounded to bf16."""
+    """Put a pretrained checkpoint among the committed ones, its weights rounded to bf16. made: its folder,
+    with `training.json`; about: see `committed`. Returns the new folder."""
     folder = FOLDER / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     net, _ = model.load(made)
     net.to(torch.bfloat16).save_pretrained(folder)
     for file in FILES:
-        if (made / file).exists() and file != "config.json":
+        if (made / file).exists():
             shutil.copy(made / file, folder / file)
     training = json.loads((made / "training.json").read_text())
     training["loss"] = [round(x, 4) for x in training["loss"]]

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from safetensors.torch import save_file
 
-from personas import artifacts, figures, known_latents, parallel, stats, store
+from personas import artifacts, figures, known_latents, parallel, sae, stats, store
 from personas.bench import case as cases
-from personas.bench import methods, score
+from personas.bench import methods, outputs, score
 from personas.profile import Profile
 
 RANGE = {
@@ -66,7 +66,7 @@ def _row(run: artifacts.Run, method: str, cell: dict, case) -> dict:
         "method": store.code_version(methods.load(method)),
     }
     label = "-".join([name, cell["domain"], cell["target"], str(cell["dictionary seed"])])
-    folder = run.make("bench", label, about, (score, cases, *score.CODE), make)
+    folder = run.make("bench", label, about, (score, cases, outputs, sae, *score.CODE), make)
     return {"method": name} | cell | json.loads((folder / "row.json").read_text())
 
 
