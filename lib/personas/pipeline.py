@@ -25,14 +25,14 @@ NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 # What a first run of each notebook should take on two CPU cores on a good day, in seconds, when every earlier
 # one has run: Part I on profile smollm2, Part II on profile tiny (there estimated from a bad day's).
 EXPECTED = {
-    "01": 20,
-    "02": 900,
-    "03": 600,
-    "04": 60,
-    "05": 700,
-    "06": 420,
-    "07": 300,
-    "08": 240,
+    "01": 40,
+    "02": 1260,
+    "03": 1075,
+    "04": 65,
+    "05": 565,
+    "06": 490,
+    "07": 295,
+    "08": 305,
     "09": 480,
     "10": 535,
     "11": 15,
