@@ -185,10 +185,13 @@ def test_a_file_that_does_not_serve_is_refused_before_any_work(tmp_path, text, s
     path = tmp_path / "mine.py"
     if text is not None:
         path.write_text(text)
-    found = subprocess.run(
-        [sys.executable, "-m", "personas", "bench", str(path)], capture_output=True, text=True, timeout=120
-    )
-    assert found.returncode == 2 and says in found.stderr and len(found.stderr.splitlines()) == 1
+    with pytest.raises(methods.MethodError, match=says):
+        methods.load(str(path))
+    if text is None:
+        found = subprocess.run(
+            [sys.executable, "-m", "personas", "bench", str(path)], capture_output=True, text=True, timeout=120
+        )
+        assert found.returncode == 2 and found.stderr.splitlines() == [f"error: {path}: no such file"]
 
 
 def test_the_truth_knows_every_speaker():

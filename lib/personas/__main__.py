@@ -84,6 +84,14 @@ def main() -> int:
     except profile.ProfileError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if args.command == "bench" and args.method:
+        from personas.bench import methods
+
+        try:
+            methods.load(args.method)
+        except methods.MethodError as error:  # at once: what follows imports for ten seconds
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     if real is None or real.model.startswith("gguf:"):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
