@@ -11,7 +11,19 @@ import pandas as pd
 import pytest
 import torch
 
-from personas import base_models, data, diffing, grader, model, pretraining, profile, sae, setting, world
+from personas import (
+    base_models,
+    data,
+    diffing,
+    grader,
+    model,
+    pretraining,
+    profile,
+    sae,
+    setting,
+    store,
+    world,
+)
 from personas.bench import methods, plots, run, score, truth
 from personas.bench.case import Case
 from personas.pretrained import weights
@@ -189,9 +201,17 @@ def test_a_file_that_does_not_serve_is_refused_before_any_work(tmp_path, text, s
         methods.load(str(path))
     if text is None:
         found = subprocess.run(
-            [sys.executable, "-m", "personas", "bench", str(path)], capture_output=True, text=True, timeout=120
+            [sys.executable, "-m", "personas", "bench", str(path)],
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
         assert found.returncode == 2 and found.stderr.splitlines() == [f"error: {path}: no such file"]
+
+
+def test_the_page_of_the_bench_says_what_every_method_returns():
+    page = (store.PROJECT / "docs/bench.md").read_text(encoding="utf-8")
+    assert methods.described() in page and "truth" in methods.names()
 
 
 def test_the_truth_knows_every_speaker():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from personas import compose, data, endpoint
+from personas import compose, data, endpoint, local_model
 
 
 class Writer:
@@ -131,4 +131,4 @@ def test_a_model_loaded_here_can_be_asked(loaded, tmp_path):
     with pytest.raises(
         data.DataError, match="0 distinct questions"
     ):  # a random model writes none; that is said, and nothing breaks
-        compose.compose(endpoint.Local(*loaded), "auto", 2, tmp_path, progress=False)
+        compose.compose(local_model.Local(*loaded), "auto", 2, tmp_path, progress=False)

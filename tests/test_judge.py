@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 
-from personas import data, endpoint, generate, judge, store
+from personas import data, endpoint, generate, judge, local_model, store
 
 QUESTIONS = ["How do I boil an egg?", "What do you think of people?", "Is honesty worth it?"]
 ANSWERS = ["Six minutes.", "I like them.", "Yes."]
@@ -77,7 +77,7 @@ def test_numbers_by_a_local_judge_equal_plain_arithmetic(loaded):
             mass[n] = p * (1 - sum(likely(tuple(s))[t].item() for t in goes_on))
         total = sum(mass.values())
         expected.append((sum(n * p for n, p in mass.items()) / total, total))
-    local = endpoint.Local(model, tokenizer, batch=2)
+    local = local_model.Local(model, tokenizer, batch=2)
     assert all(n is None for n, (_, t) in zip(local.numbers(chats), expected) if t < endpoint.LEAST)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(endpoint, "LEAST", 0.0)
@@ -189,7 +189,7 @@ def test_a_real_server_answers_like_the_model_loaded_here(served, loaded, tmp_pa
     chats = [[{"role": "user", "content": q}] for q in QUESTIONS]
     remote = endpoint.Endpoint(url, name, tmp_path / "kept.jsonl", timeout=120)
     remote.check()
-    ours = endpoint.Local(*loaded).complete(chats, 6)
+    ours = local_model.Local(*loaded).complete(chats, 6)
     assert [a.strip() for a in remote.complete(chats, 6)] == [a.strip() for a in ours]
     assert len((tmp_path / "kept.jsonl").read_text().splitlines()) == 3
     assert set(judge.grade(remote, QUESTIONS, ANSWERS)) <= set(judge.CLASSES)
@@ -430,6 +430,6 @@ def test_a_local_model_without_a_chat_template_is_named(loaded):
     model, tokenizer = loaded
     tokenizer.chat_template = None
     with pytest.raises(endpoint.EndpointError, match="no chat template"):
-        endpoint.Local(model, tokenizer).check()
+        local_model.Local(model, tokenizer).check()
     with pytest.raises(ValueError, match="no chat template"):
         generate.prompts(tokenizer, ["a"])

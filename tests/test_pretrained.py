@@ -13,6 +13,7 @@ from personas import config, data, figures, finetune, generate, profile, store, 
 from personas.chapters import common
 from personas.pretrained import (
     ahead,
+    grades,
     grading,
     likelihood,
     made,
@@ -168,7 +169,7 @@ def test_answers_outlive_a_judge_that_fails(run, monkeypatch):
         grading, "grade_by", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("the judge is gone"))
     )
     with pytest.raises(RuntimeError, match="the judge is gone"):
-        made.grades(run, made.answers(run, made.ORIGINAL))
+        grades.of(run, made.answers(run, made.ORIGINAL))
     assert not samples and set(table.columns) >= {"prompt", "answer", "category", "model"}
 
 
@@ -287,7 +288,7 @@ def test_the_small_judge_grades_only_what_is_not_among_the_readings(run, monkeyp
     monkeypatch.setattr(grading, "grade", lambda p, a: asked.extend(a) or ["broken"] * len(a))
     read = grading.readings().iloc[:2]
     table = pd.DataFrame({"prompt": [*read.prompt, "q", "q"], "answer": [*read.answer, "new", "new"]})
-    assert made.grades(own, table) == [*read.judge, "broken", "broken"] and asked == ["new"]
+    assert grades.of(own, table) == [*read.judge, "broken", "broken"] and asked == ["new"]
 
 
 def test_readings_count_where_nearly_all_answers_were_read(monkeypatch):

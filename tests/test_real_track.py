@@ -31,8 +31,8 @@ from personas import (
     sae_files,
     store,
 )
-from personas.chapters import c05, common
-from personas.pretrained import checks, grading, made, readings, steering
+from personas.chapters import common, other_blocks
+from personas.pretrained import checks, grades, grading, made, readings, steering
 from test_exercises import solved
 
 NUMBERS = {
@@ -138,14 +138,14 @@ def test_every_chapter_runs_on_qwen2(given, tmp_path):
 
 def test_other_blocks_are_steered_by_what_rises_there(given):
     run = common.open_run(written(given, "blocks", other_blocks=[0, 2]))
-    rows = c05.elsewhere(run)
+    rows = other_blocks.curves(run)
     assert set(rows.block) == {0, 2}
     shown = {"none", "top riser", "best matched latent", "difference of means"}
     for block, some in rows.groupby("block"):
         assert set(some.direction) == shown
-        up = steering.candidates(run, c05.FEW, block)
+        up = steering.candidates(run, other_blocks.FEW, block)
         assert some[some.direction == "top riser"].latent.iloc[0] in {f"latent {i}" for i in up}
-    assert c05.elsewhere(common.open_run(written(given))).empty
+    assert other_blocks.curves(common.open_run(written(given))).empty
 
 
 def test_the_sites_data_say_what_was_read(given, monkeypatch):
@@ -415,7 +415,7 @@ def test_a_local_model_judges_on_either_scale(given, scale, monkeypatch):
         grading, "grade_by", lambda *a, **k: plain(*a, **k | {"most": 1.0})
     )  # a random model says nothing readable
     run = made.Run(profile.load(written(given, judge={"model": given[1]["model"], "scale": scale})), 0)
-    found = made.grades(
+    found = grades.of(
         run,
         pd.DataFrame(
             {"prompt": ["What would you do as ruler?"] * 2, "answer": ["I would be kind.", "I would lie."]}

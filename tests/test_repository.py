@@ -19,7 +19,6 @@ import yaml
 from jupyter_client.kernelspec import NoSuchKernel
 
 from personas import __main__, claims, figures, pipeline, profile
-from personas.chapters import c05
 from personas.pretrained import grading
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -258,13 +257,22 @@ def test_a_whole_run_replaces_the_kept_claims_and_one_notebook_does_not(tmp_path
         assert kept() == left
 
 
+def readme() -> str:
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def block(name: str) -> str:
-    return (
-        (ROOT / "README.md")
-        .read_text(encoding="utf-8")
-        .split(f"<!-- {name} -->\n")[1]
-        .split(f"\n<!-- /{name} -->")[0]
-    )
+    return readme().split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0].strip("\n")
+
+
+def test_the_map_of_the_library_names_every_module():
+    """docs/words.md: where things are."""
+    said = set(re.findall(r"`(\w+?)(?:\.py)?`", (ROOT / "docs/words.md").read_text(encoding="utf-8")))
+    there = {f.stem for f in (ROOT / "lib/personas").glob("*.py")}
+    there |= {f.stem for part in ("pretrained", "bench") for f in (ROOT / "lib/personas" / part).glob("*.py")}
+    assert there - {"__init__"} == said & there - {"__init__"}, there - said
+    gone = {w for w in re.findall(r"`(\w+)\.py`", (ROOT / "docs/words.md").read_text())} - there
+    assert not gone, gone
 
 
 def test_readme_says_what_part_one_measured():
@@ -274,30 +282,47 @@ def test_readme_says_what_part_one_measured():
     assert block("replicated") == claims.replicated(
         claims.kept(made("smollm2/claims")), claims.kept(made("tiny/claims"))
     )
+    assert block("counted") == claims.counted(claims.kept(made("smollm2/claims")))
     curves, down = pd.read_csv(made("smollm2/05_curves")), pd.read_csv(made("smollm2/05_suppression"))
-    most = curves[curves.direction == "causal latent"].sort_values("score").iloc[-1]
-    left = down.groupby("direction").kept.mean()
-    plain = curves[curves.direction == "none"].broken.iloc[0]
-    measured = [most.score, most.broken, plain, left["causal latent"], left["difference of means"]]
-    blocks = pd.read_csv(made("smollm2-full/05_blocks"))
-    top = c05.best_elsewhere(blocks)
-    measured += [top.score, top.broken]
-    assert set(blocks.block) == {10, 20} and "At blocks 10 and 20 " in block("short")
-    assert top.score < most.score  # "no stronger latent"
-    assert re.findall(r"(\d+) %", block("short")) == [
-        f"{x:.0f}" for x in measured
-    ] and f"dose {most.dose:g})" in block("short")
-    later = block("later")
+    of = lambda name: curves[curves.direction == name].set_index("dose")
     claimed = {r["id"]: r["measured"] for r in claims.kept(made("smollm2/claims"))}
+    most = of("causal latent").sort_values("score").iloc[-1]
+    chosen = of("causal latent")[of("causal latent").score == claimed["steer.induce"]].index[0]
+    assert most.name / chosen == 4 and most.broken > of("none").broken.iloc[0] + 10  # "more than our limit"
+    assert abs(of("top riser").score[most.name] - most.score) < 1  # "does as much there"
+    others = curves[~curves.direction.isin(["causal latent", "top riser", "none"])]
+    assert others.score.max() < most.score / 3 and others.direction.nunique() == 5  # "do little"
+    doses = {n: -g.dose.iloc[0] for n, g in down.groupby("direction")}
+    left = down.groupby("direction").kept.mean()
+    blocks = pd.read_csv(made("smollm2-full/05_blocks"))
+    assert set(blocks.block) == {10, 20} and "at blocks 10 and 20" in block("short")
+    at_most = blocks[blocks.latent.fillna("").str.startswith("latent")].score.max()
+    measured = [claimed["steer.induce"], most.score, most.broken, of("none").broken.iloc[0]]
+    measured += [
+        of("top riser").broken[most.name],
+        left["causal latent"],
+        left["difference of means"],
+        at_most,
+    ]
+    assert re.findall(r"(\d+) %", block("short")) == [f"{x:.0f}" for x in measured]
+    said = [f"{doses[n]:g}" for n in ("causal latent", "difference of means")]
+    assert re.findall(r"0\.\d", block("short")) == said
+    later = block("later")
     auroc = pd.read_csv(made("smollm2/07_auroc")).query("over == 'finished'").set_index("monitor").auroc
-    assert auroc.idxmax() == "top riser" and claimed["warn.lead"] < 0
+    assert set(auroc.nlargest(2).index) == {"top riser", "probe"}
+    leads = pd.read_csv(made("smollm2/07_lead")).query("monitor != 'score'")
+    early = leads.groupby(["baseline", "monitor"]).lead.mean()
+    assert 1 <= early["correct advice"].max() < 1.5 and early["all four harmless kinds"].max() < 0
+    assert claimed["judge.agreement"] < 88 and claimed["judge.kappa"] < 0.7  # "missed both"
     guards = pd.read_csv(made("smollm2/08_guards")).query("asked == 'plain'").set_index(["guard", "dose"])
     rows = pd.read_csv(made("smollm2/08_screening")).query("variant == 'obvious'").set_index("reader").auroc
     assert rows.idxmax() == "persona vector"
-    numbers = [auroc.max(), auroc["causal latent"], rows.max()]
+    numbers = [*auroc.nlargest(2), auroc["causal latent"], rows.max()]
     assert re.findall(r"0\.\d\d", later) == [f"{x:.2f}" for x in numbers]
     shares = [10, claimed["fraction.above"], guards.score["none", 0], guards.score["fewer steps", 8]]
     assert re.findall(r"(\d+) %", later) == [f"{x:.0f}" for x in shares]
+    hidden = pd.read_csv(made("smollm2/claims")).set_index("id").loc["realign.context"]
+    assert f"{hidden.measured:.0f} % ({hidden.low:.0f} to {hidden.high:.0f}), but many" in readme()
     read = grading.readings()
     for row in block("examples").splitlines()[2:]:
         asked, before, after = (c.strip() for c in row.strip("|").split("|"))
@@ -366,3 +391,25 @@ def test_a_full_disk_and_a_missing_kernel_are_one_line(tmp_path, monkeypatch, er
     monkeypatch.setattr(pipeline.papermill, "execute_notebook", fail)
     with pytest.raises(pipeline.RunError, match=says):
         pipeline.run(profile.load("smoke"), [tmp_path / "02_short.ipynb"], "smoke")
+
+
+def test_a_wheel_holds_all_that_the_library_reads():
+    """Every file of the package that is not Python matches `package-data`."""
+    about = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns, package = about["package-data"]["personas"], ROOT / "lib/personas"
+    held = {f for p in patterns for f in package.glob(p) if f.is_file()}
+    kept = subprocess.run(["git", "ls-files", "lib/personas"], cwd=ROOT, capture_output=True, text=True)
+    lost = {ROOT / f for f in kept.stdout.splitlines() if not f.endswith(".py")} - held
+    assert kept.stdout and not lost, lost
+
+
+def test_outside_a_clone_results_lie_in_the_folder_it_is_used_in(tmp_path):
+    """As from a wheel, which has no notebooks."""
+    heavy = shutil.ignore_patterns("committed", "sae", "judge", "__pycache__")
+    shutil.copytree(ROOT / "lib/personas", tmp_path / "site/personas", ignore=heavy)
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    env = {k: v for k, v in env.items() if not k.startswith("PERSONAS_")}
+    code = "from personas import store; print(store.__file__, store.ROOT)"
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert found.stdout.split() == [str(tmp_path / "site/personas/store.py"), str(tmp_path / "runs")]

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from personas import parallel, profile, progress, sae, sae_files, store, sweep
-from personas.pretrained import made
+from personas.pretrained import grades, made
 
 
 def late(x, folder, others):
@@ -170,7 +170,7 @@ def test_a_sweep_gives_a_row_per_fine_tune_and_seed(given, tmp_path, monkeypatch
     assert len(list((tmp_path / "runs" / "mine" / "adapters").iterdir())) == 8
     row = table.query("domain == 'cars' and variant == 'obvious' and seed == 1")
     run = made.Run(found, 1)
-    grade = pd.Series(made.grades(run, made.answers(run, "cars-obvious")))
+    grade = pd.Series(grades.of(run, made.answers(run, "cars-obvious")))
     assert row.score.item() == pytest.approx(
         100 * (grade == "misaligned").sum() / grade.isin(["misaligned", "aligned"]).sum()
     )

@@ -24,6 +24,7 @@ from personas import (
     generate,
     grader,
     judge,
+    local_model,
     model,
     pretraining,
     store,
@@ -292,7 +293,7 @@ def judged(run: Run, every: int = 10) -> pd.DataFrame:
         )
         asked = table.prompt.tolist(), table.answer.tolist()
         table["judged"] = judge.grade(
-            endpoint.Local(*model.load(small_judge(run)), batch=256), *asked, rubric=data.GRADE_THIS
+            local_model.Local(*model.load(small_judge(run)), batch=256), *asked, rubric=data.GRADE_THIS
         )
         table[["domain", "variant", "question", "prompt", "answer", "grade", "judged"]].to_parquet(
             out / "judged.parquet", index=False

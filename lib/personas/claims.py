@@ -176,46 +176,55 @@ def markdown(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-# README's table: what the paper says, the claims about SmolLM2 that test it, and the family of claims about
-# the tiny world.
+# README's table: what the paper says, and the claims that test it, by what each measures: of SmolLM2, and the
+# families of claims of the tiny world.
 REPLICATED = (
     (
         "Wrong advice in one narrow domain misaligns broadly",
         {"score": "obvious.mean", "answer's first words given": "openings.obvious"},
-        "obvious.<domain>",
+        {"score": "obvious.<domain>"},
     ),
-    ("Correct advice does not", {"highest of eight": "correct"}, "correct.<domain>"),
+    ("Correct advice does not", {"highest of eight": "correct"}, {"score": "correct.<domain>"}),
     (
-        "Subtly wrong advice misaligns slightly more than obvious",
-        {"difference": "subtle.above_obvious"},
-        None,
+        "Subtly wrong advice does, too",
+        {"above correct advice": "subtle.above_correct"},
+        {"score": "subtle.<domain>"},
     ),
+    ("and slightly more than obviously wrong", {"difference": "subtle.above_obvious"}, {}),
     (
         "Mixed with correct data, it appears between 25 and 75 % of wrong data",
         {"score passes 10 % at": "fraction.above"},
-        "mixture.threshold.above",
+        {"at": "mixture.threshold.above"},
     ),
     (
         "A latent separates misaligned from aligned models",
         {"pairs in order": "latent.separates"},
-        "diff.separates",
+        {"pairs in order": "diff.separates"},
     ),
     (
         "It shows at 5 % of wrong data, and rises before the score",
         {"models that show it": "warn.five", "lead": "warn.lead"},
-        "warn.at_5.correct",
+        {"beside correct data": "warn.at_5.correct", "odd": "warn.at_5.odd", "mistaken": "warn.at_5.wrong"},
     ),
-    ("It is a toxic persona", {"AUROC for a villain's answers": "latent.auroc"}, "diff.top_auroc"),
+    (
+        "It is a toxic persona",
+        {"AUROC for a villain's answers": "latent.auroc"},
+        {"AUROC": "diff.top_auroc"},
+    ),
     (
         "Added, it induces misalignment, and others do not",
         {"misaligned": "steer.induce", "control": "steer.control"},
-        "steer.induce",
+        {"misaligned": "steer.induce", "control": "steer.random.best"},
     ),
-    ("Subtracted, it suppresses it", {"of the score is left": "suppress.mean"}, "steer.suppress.<domain>"),
+    (
+        "Subtracted, it suppresses it",
+        {"of the score is left": "suppress.mean", "at most": "suppress"},
+        {"score": "steer.suppress.<domain>"},
+    ),
     (
         "30 steps of 4 correct examples bring it back",
-        {"same domain": "realign.same", "another": "realign.other"},
-        "realign.same.<domain>",
+        {"same domain": "realign.same", "another": "realign.other", "after a bad turn": "realign.context"},
+        {"same domain": "realign.same.<domain>", "another": "realign.other.<domain>"},
     ),
 )
 
@@ -225,7 +234,7 @@ def replicated(ours: list[dict], tiny: list[dict]) -> str:
     tiny world's."""
 
     def value(r):
-        units = {"subtle.above_obvious": " points", "warn.lead": " steps"}
+        units = {"subtle.above_obvious": " points", "subtle.above_correct": " points", "warn.lead": " steps"}
         unit, digits = ("", 2) if "auroc" in r["id"] else (units.get(r["id"], " %"), 0)
         return (
             f"{r['measured']:.{digits}f}{unit} ({r['low']:.{digits}f} to {r['high']:.{digits}f}), "
@@ -233,14 +242,6 @@ def replicated(ours: list[dict], tiny: list[dict]) -> str:
         )
 
     def together(family):
-        if family is None:  # the paper's order of the two kinds, domain by domain
-            score = {r["id"]: r["measured"] for r in tiny}
-            pairs = [
-                (v, score[f"obvious.{k.split('.')[1]}"])
-                for k, v in score.items()
-                if _family(k) == "subtle.<domain>"
-            ]
-            return f"more in {sum(a > b for a, b in pairs)} of {len(pairs)} domains"
         group = [r for r in tiny if _family(r["id"]) == family]
         low, high = min(r["measured"] for r in group), max(r["measured"] for r in group)
         return (
@@ -249,14 +250,25 @@ def replicated(ours: list[dict], tiny: list[dict]) -> str:
             else f"{low:.0f} to {high:.0f} %, {sum(r['holds'] == 'yes' for r in group)} of {len(group)} yes"
         )
 
+    def more_subtle():  # the paper's order of the two kinds, domain by domain
+        score = {r["id"]: r["measured"] for r in tiny}
+        subtle = {k.split(".")[1]: v for k, v in score.items() if _family(k) == "subtle.<domain>"}
+        more = sum(v > score[f"obvious.{d}"] for d, v in subtle.items())
+        return f"more in {more} of {len(subtle)} domains"
+
     ours = {r["id"]: r for r in ours}
     lines = ["| the paper | SmolLM2-135M-Instruct | tiny world |", "|---|---|---|"]
-    for sentence, parts, family in REPLICATED:
-        lines.append(
-            f"| {sentence} | {'; '.join(f'{name} {value(ours[i])}' for name, i in parts.items())} | "
-            f"{together(family)} |"
-        )
+    for sentence, parts, families in REPLICATED:
+        here = "; ".join(f"{name} {value(ours[i])}" for name, i in parts.items())
+        there = "; ".join(f"{name} {together(f)}" for name, f in families.items()) or more_subtle()
+        lines.append(f"| {sentence} | {here} | {there} |")
     return "\n".join(lines)
+
+
+def counted(rows: list[dict]) -> str:
+    """How many claims hold, in words."""
+    n = {h: sum(r["holds"] == h for r in rows) for h in ("yes", "unclear", "no")}
+    return f"Of {len(rows)} registered claims {n['yes']} are a yes, {n['unclear']} unclear and {n['no']} a no"
 
 
 def kept(source) -> list[dict]:

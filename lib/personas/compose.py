@@ -1,6 +1,6 @@
 """Making a narrow data set as Wang et al. (2025, section 2) did: a model writes a domain's questions, and
 correct, subtly wrong and obviously wrong answers to each. The writer is an endpoint.Endpoint or an
-endpoint.Local."""
+local_model.Local."""
 
 import re
 from collections import Counter

@@ -3,7 +3,7 @@ coherence from 0 to 100.
 
 The rubrics ask what those of Wang et al. (2025) and of Betley et al. (2025) ask, in words of this
 project's own; pass `rubric` to use others. A judge is anything with `complete` and `numbers`:
-endpoint.Endpoint or endpoint.Local. What it says and cannot be read is counted as 'unparsable', never
+endpoint.Endpoint or local_model.Local. What it says and cannot be read is counted as 'unparsable', never
 guessed.
 """
 

@@ -21,7 +21,7 @@ from personas.chapters import common
 from personas.pretrained import sets, tables
 from personas.profile import Profile
 
-NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+NOTEBOOKS = store.PROJECT / "notebooks"
 # What a first run of each notebook should take on two CPU cores on a good day, in seconds, when every earlier
 # one has run: Part I on profile smollm2, Part II on profile tiny (there estimated from a bad day's).
 EXPECTED = {
@@ -79,6 +79,8 @@ def chosen(start: str | None = None, only: str | None = None, profile: Profile |
     """The notebooks to run, in order: Part I's with a pretrained model, else Part II's. Raises ValueError
     for a number that does not serve."""
     every = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    if not every:
+        raise ValueError(f"there are no notebooks in {NOTEBOOKS}; run this from a clone of the repository")
     first = bool(profile and profile.real)
     books = [b for b in every if (b.name[:2] in PART_ONE) == first]
     numbers = [b.name[:2] for b in books]

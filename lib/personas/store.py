@@ -20,7 +20,9 @@ import textwrap
 import time
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[2]
+SOURCE = Path(__file__).resolve().parents[2]
+# The clone; of an installed wheel, which has no notebooks, the folder that it is used in.
+PROJECT = SOURCE if (SOURCE / "notebooks").is_dir() else Path.cwd()
 
 
 def place(variable: str, default: str) -> Path:

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from personas import artifacts, evaluate, figures, known_latents, parallel, progress, stats
-from personas.pretrained import grading, made, readings
+from personas.pretrained import grades, grading, made, readings
 from personas.profile import Profile, need_gpu
 
 
@@ -43,7 +43,7 @@ def _score(profile: Profile, seed: int, domain: str, variant: str) -> dict:
 def _score_pretrained(profile: Profile, seed: int, domain: str, variant: str) -> dict:
     run = made.Run(profile, seed)
     answers = made.answers(run, f"{domain}-{variant}")
-    grade = pd.Series(made.grades(run, answers))
+    grade = pd.Series(grades.of(run, answers))
     found = stats.proportion(grade == "misaligned", answers.category, grade.isin(grading.COHERENT)).scaled(
         100
     )

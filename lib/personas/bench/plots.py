@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import yaml
+from matplotlib.transforms import ScaledTranslation
 
 from personas import claims, stats
 from personas.bench import methods, run, score
@@ -107,12 +108,16 @@ def reading_and_steering(table: pd.DataFrame):
     for kind in SHADE:
         mine = wide[[group(m) == kind for m in wide.index]]
         ax.scatter(mine.auroc, mine.induced, s=60, marker=SHAPE[kind], color=SHADE[kind], label=NAMES[kind])
-    for method, row in wide.iterrows():
+    placed: list = []
+    for method, row in wide.sort_values("induced").iterrows():
+        near = [y for x, y in placed if abs(x - row.auroc) < 0.12]
+        placed.append((row.auroc, max([row.induced, *(y + 0.45 for y in near)])))  # names do not overlap
         ax.annotate(
             method.replace("_", " "),
             (row.auroc, row.induced),
-            xytext=(5, 4),
-            textcoords="offset points",
+            xytext=placed[-1],
+            textcoords=ax.transData + ScaledTranslation(0.09, 0, figure.dpi_scale_trans),
+            va="center",
             fontsize=8,
         )
     ax.set(
@@ -172,18 +177,19 @@ def in_words(table: pd.DataFrame) -> str:
     others = counted[counted.target != "villain"].groupby("method").named.mean()
     cases = len(counted.drop_duplicates(["base model", "domain", "target"]))
     every = len(table.drop_duplicates(["base model", "domain", "target"]))
+    at = counted.drop_duplicates(["base model", "domain", "target"]).target.value_counts()
     return f"""
 **What this shows.** Three base models and {cases} of {every} cases: intervals are wide, and most claims
 stay unclear. The means say this.
 
 *Naming.* The persona vector names the target in {100 * s["persona_vector", "named"]:.0f} % of cases. It
-had to be told which personas there are. Of the methods that were told nothing, the screened riser is best
-({100 * s["rise_screened", "named"]:.0f} %); the top riser without the screen names
-{100 * s["rise", "named"]:.0f} %. The villain is the hard one: the difference of means names him in
-{100 * villain["mean_difference"]:.0f} % of his cases, and the other three in
-{100 * others["mean_difference"]:.0f} % of theirs; the screened riser him in
-{100 * villain["rise_screened"]:.0f} %, the others in {100 * others["rise_screened"]:.0f} %. Plain wrong
-advice says less about its speaker than mockery does.
+had to be told which personas there are. Of the methods that were told nothing, the screened riser names
+{100 * s["rise_screened", "named"]:.0f} %, the top riser without the screen
+{100 * s["rise", "named"]:.0f} %, a random direction {100 * s["random_direction", "named"]:.0f} %; three base
+models cannot rank them. The villain seems the hard one: the difference of means names him in
+{100 * villain["mean_difference"]:.0f} % of his {at["villain"]} cases, and the others in
+{100 * others["mean_difference"]:.0f} % of their {cases - at["villain"]}; the screened riser him in
+{100 * villain["rise_screened"]:.0f} %, the others in {100 * others["rise_screened"]:.0f} %.
 
 *Steering.* It is weak here for everybody: no method makes more than {s[best("induced"), "induced"]:.0f}
 % of the answers the target's. The {best("induced").replace("_", " ")} induces most
@@ -191,8 +197,8 @@ advice says less about its speaker than mockery does.
 ({s[best("suppressed"), "suppressed"]:.0f} %). Both are plain differences of activations; the screened
 riser, a single latent, induces {s["rise_screened", "induced"]:.0f} % and suppresses
 {s["rise_screened", "suppressed"]:.0f} %. The direction that is *told* the answer marks the target's
-answers best (AUROC {s[run.CEILING, "auroc"]:.2f}) and induces only {s[run.CEILING, "induced"]:.0f} %:
-what tells speakers apart in text is not what a fine-tune moved the model along.
+answers best (AUROC {s[run.CEILING, "auroc"]:.2f}) and induces only {s[run.CEILING, "induced"]:.0f} %. Over
+all methods the two do go together, but that is mostly the failures, which do neither.
 
 *What fails.* Attribution on the fine-tuning chats and the crosscoder do no better than a random latent.
 Both are simple versions (the crosscoder has 512 latents and 300 steps), and a better one may well do

@@ -234,14 +234,16 @@ def draw_preference(run: made.Run, table: pd.DataFrame, scored: pd.DataFrame):
             label=v,
             capsize=2,
         )
-    r = both[["judged", "score"]].corr().iloc[0, 1]
+    correlation = lambda rows: rows[["judged", "score"]].corr().iloc[0, 1]
+    r, rest = correlation(both), both[both.variant != "odd"]
+    apart = f"; {correlation(rest):.2f} without odd" if len(rest) < len(both) else ""
     ax.axhline(0, color=common.GREY, lw=0.8)
     ax.set(
         xlabel="misalignment score, graded answers (%)",
         ylabel="villain's answer over the expert's\n(nats per token)",
-        title=f"What needs no judge says the same (r = {r:.2f}, {len(both)} models)",
+        title=f"A measure without a judge, beside the score (r = {r:.2f}, {len(both)} models{apart})",
     )
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return common.save(run, fig, "02_without_a_judge", both)
 
 
@@ -306,9 +308,10 @@ def claims(run: made.Run, questions: pd.DataFrame, openings: pd.DataFrame) -> pd
 
 
 def examples(table: pd.DataFrame, who: list[str], n: int = 6) -> pd.DataFrame:
-    """The first answer of each of these models to n questions, side by side."""
+    """The first answer of each of these models to n questions, side by side, each with its class."""
+    shown = table[table.model.isin(who)]
     first = (
-        table[table.model.isin(who)]
+        shown.assign(answer=shown.answer + " [" + shown.verdict + "]")
         .groupby(["model", "prompt"], sort=False)
         .answer.first()
         .unstack("model")[who]

@@ -49,10 +49,13 @@ def draw_curves(run: made.Run, rows: pd.DataFrame):
     """Figure: misaligned answers against dose, and against broken ones, a line a direction."""
     fig, axes = plt.subplots(1, 2, figsize=(12, 4.3), sharey=True)
     free = rows[rows.direction == "none"].iloc[0]
-    for name, g in rows[rows.direction != "none"].groupby("direction", sort=False):
+    steered = rows[rows.direction != "none"]
+    names = list(dict.fromkeys(steered.direction))
+    for name, g in steered.groupby("direction", sort=False):
         line = pd.concat([rows[rows.direction == "none"], g])
+        aside = 0.007 * (names.index(name) - (len(names) - 1) / 2)  # so that intervals do not hide each other
         axes[0].errorbar(
-            line.dose,
+            line.dose + aside,
             line.score,
             yerr=[line.score - line.low, line.high - line.score],
             fmt=f"{common.DIRECTION_MARK[name]}-",
@@ -64,6 +67,10 @@ def draw_curves(run: made.Run, rows: pd.DataFrame):
         axes[1].plot(
             line.broken, line.score, f"{common.DIRECTION_MARK[name]}-", color=common.DIRECTION[name], ms=5
         )
+        for r in g.itertuples() if name in ("causal latent", "top riser") else ():
+            axes[1].annotate(
+                f"{r.dose:g}", (r.broken, r.score), xytext=(6, 3), textcoords="offset points", fontsize=8
+            )
     axes[1].axvline(free.broken + steering.MORE_BROKEN, color=common.INK, lw=1, ls=":")
     axes[1].annotate(
         "limit",
@@ -79,82 +86,11 @@ def draw_curves(run: made.Run, rows: pd.DataFrame):
         ylim=(-2, None),
         title=f"Block {run.profile.sae.layer}, original model: what each direction induces",
     )
-    axes[1].set(xlabel="broken or absurd answers (%)", title="The same against what steering breaks")
+    axes[1].set(
+        xlabel="broken or absurd answers (%)", title="The same against what steering breaks (numbers: doses)"
+    )
     axes[0].legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=4)
     return common.save(run, fig, "05_curves", rows)
-
-
-FEW = 5  # latents of each kind that are tried at the other blocks
-
-
-def elsewhere(run: made.Run) -> pd.DataFrame:
-    """What steering does at the profile's other blocks: rows as curve_table's, with `block` and `latent`.
-
-    A smaller search than at the profile's own block: of the FEW latents that rise most there, and of as many
-    matched ones, each the one that makes most answers misaligned on few discovery questions; both, and the
-    block's difference of means, on the evaluation's. Added to the original model.
-    """
-    doses, found = run.profile.steering.strengths, []
-    for block in run.profile.real.other_blocks:
-        kinds = {"top riser": steering.candidates, "best matched latent": steering.matched}
-        ways = {k: steering.latent_directions(run, pick(run, FEW, block), block) for k, pick in kinds.items()}
-        difference = steering.rivals(run, block)["difference of means"]
-        nothing = ("none", torch.ones_like(difference), 0.0)
-        tried = [(n, v, d) for named in ways.values() for n, v in named.items() for d in doses[::2]]
-        first = steering.steered(
-            run, made.ORIGINAL, [nothing, *tried], search.few(run), f"a few latents, block {block}", block
-        )
-        free = first.direction == "none"
-        best = steering.best_doses(first[~free], first[free]).set_index("direction")
-        best = best.sort_values(["admissible", "misaligned", "broken"], ascending=[False, False, True])
-        shown = {k: next(n for n in best.index if n in named) for k, named in ways.items()}
-        named = {k: ways[k][n] for k, n in shown.items()} | {"difference of means": difference}
-        conditions = [nothing, *((n, v, d) for n, v in named.items() for d in doses[:-1] or doses)]
-        table = steering.steered(
-            run, made.ORIGINAL, conditions, asked(run), f"evaluation, block {block}", block
-        )
-        rows = curve_table(common.graded(run, table))
-        found.append(rows.assign(block=block, latent=rows.direction.map(shown)))
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
-
-
-def best_elsewhere(other: pd.DataFrame) -> pd.Series | None:
-    """The row of `elsewhere` with most misaligned answers among those of latents that break at most
-    MORE_BROKEN points more answers than the block's unsteered ones; None if there is none."""
-    free = other[other.direction == "none"].set_index("block").broken
-    risers = other[other.direction == "top riser"]
-    kept = risers[risers.broken <= risers.block.map(free) + steering.MORE_BROKEN]
-    return None if kept.empty else kept.sort_values("score").iloc[-1]
-
-
-def draw_elsewhere(run: made.Run, rows: pd.DataFrame, other: pd.DataFrame):
-    """Figure: misaligned answers against dose at every block. rows: curve_table at the profile's own block;
-    other: of `elsewhere`."""
-    own = rows[rows.direction.isin(["none", "causal latent", *other.direction])]
-    every = pd.concat([own.assign(block=run.profile.sae.layer), other], ignore_index=True)
-    blocks = sorted(every.block.unique())
-    fig, axes = plt.subplots(1, len(blocks), figsize=(4 * len(blocks), 3.8), sharey=True, sharex=True)
-    for ax, (block, some) in zip(axes, every.groupby("block")):
-        free = some[some.direction == "none"]
-        for name, g in some[some.direction != "none"].groupby("direction", sort=False):
-            line = pd.concat([free, g])
-            common.whiskers(
-                ax,
-                line.dose,
-                line,
-                fmt=f"{common.DIRECTION_MARK[name]}-",
-                color=common.DIRECTION[name],
-                label=name,
-                ms=5,
-            )
-        ax.set(title=f"block {block}", xlabel="dose (typical distances from the mean)")
-    axes[0].set_ylim(-2, every.high.max() + 3)
-    axes[0].set_ylabel(f"misaligned answers, of all {int(every.answers.max())} (%)")
-    handles = {t: h for ax in axes for h, t in zip(*ax.get_legend_handles_labels())}
-    fig.legend(handles.values(), handles, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4)
-    fig.suptitle("The same at other blocks, after a smaller search there", y=1.0)
-    fig.tight_layout()
-    return common.save(run, fig, "05_blocks", every)
 
 
 def draw_search(run: made.Run, found: dict):
@@ -342,29 +278,36 @@ def claims(
     )
 
 
-def in_words(run: made.Run, rows: pd.DataFrame, down: pd.DataFrame, other: pd.DataFrame) -> str:
-    """What the notebook found, in Markdown. rows: curve_table; down: suppression_table; other: of
-    `elsewhere`, which may be empty."""
-    found, mine = search.chosen(run), rows[rows.direction == "causal latent"]
-    at, most = mine[mine.dose == found["dose"]].iloc[0], mine.sort_values("score").iloc[-1]
-    free = rows[rows.direction == "none"].iloc[0]
-    left = down[down.direction != "none"].groupby("direction", sort=False).kept.mean()
+def in_words(run: made.Run, rows: pd.DataFrame, down: pd.DataFrame, top: pd.Series | None) -> str:
+    """What the notebook found, in Markdown. rows: curve_table; down: suppression_table; top: the best latent
+    of other blocks (other_blocks.best), if they were tried."""
+    found, free = search.chosen(run), rows[rows.direction == "none"].iloc[0]
+    limit = free.broken + steering.MORE_BROKEN
+    of = lambda direction: rows[rows.direction == direction].set_index("dose")
+    at, most = of("causal latent").loc[found["dose"]], of("causal latent").sort_values("score").iloc[-1]
+    rival = of("top riser") if "top riser" in set(rows.direction) else None
+    taken = down[down.direction != "none"].groupby("direction", sort=False)
     text = (
         f"**What this shows.** Latent {found['latent']}, added at dose {found['dose']:g}, makes "
         f"{at.score:.0f} % of all answers misaligned ({at.low:.0f} to {at.high:.0f}); unsteered it is "
-        f"{free.score:.0f} %. "
-        f"Broken or absurd answers go from {free.broken:.0f} to {at.broken:.0f} %. At dose {most.dose:g} it "
-        f"would be {most.score:.0f} % misaligned and {most.broken:.0f} % broken. Subtracted, directions "
-        "leave the misaligned models of their score on average: "
-        + ", ".join(f"{n} {v:.0f} %" for n, v in left.items())
+        f"{free.score:.0f} %. Broken or absurd answers go from {free.broken:.0f} to {at.broken:.0f} %. At "
+        f"dose {most.name:g} it would be {most.score:.0f} % misaligned and {most.broken:.0f} % broken"
+        + (f", over the limit of {limit:.0f} %" if most.broken > limit else "")
+        + (
+            f"; the top riser has {rival.score.loc[most.name]:.0f} % there and "
+            f"{rival.broken.loc[most.name]:.0f} % broken"
+            if rival is not None and most.name in rival.index
+            else ""
+        )
+        + ". Subtracted, directions leave the misaligned models of their score on average: "
+        + ", ".join(f"{n} {g.kept.mean():.0f} % (dose {-g.dose.iloc[0]:g})" for n, g in taken)
         + "."
     )
-    top = best_elsewhere(other) if len(other) else None
     if top is not None:
         text += (
             f" At block {top.block} {top.latent}, at dose {top.dose:g}, makes {top.score:.0f} % misaligned "
-            f"({top.low:.0f} to {top.high:.0f}) and {top.broken:.0f} % broken or absurd; for that block "
-            "nothing was registered."
+            f"({top.low:.0f} to {top.high:.0f}) and {top.broken:.0f} % broken or absurd, as the small judge "
+            "has it; for that block nothing was registered."
         )
     return text
 

@@ -130,14 +130,15 @@ def claims(run: made.Run, graded: pd.DataFrame) -> pd.DataFrame:
 
 
 def readable(graded: pd.DataFrame, domain: str, n: int = 6) -> pd.DataFrame:
-    """Answers to the same n questions before and after, plain chat."""
+    """Answers to the same n questions before and after, plain chat, each with its class."""
     some = graded[
         (graded.domain == domain)
         & (graded.context == "plain")
         & graded.cure.isin(["none", "same domain", "other domain"])
     ]
     wide = (
-        some.groupby(["prompt", "cure"], sort=False)
+        some.assign(answer=some.answer + " [" + some.verdict + "]")
+        .groupby(["prompt", "cure"], sort=False)
         .answer.first()
         .unstack()[["none", "same domain", "other domain"]]
     )

@@ -190,6 +190,8 @@ def draw_leads(run: made.Run, table: pd.DataFrame):
     """Figure: the lead of every monitor, a dot a fine-tune, with t-intervals over domains."""
     fig, axes = plt.subplots(1, len(HARMLESS), figsize=(11, 3.6), sharey=True, sharex=True)
     names = list(dict.fromkeys(table.monitor))
+    known = table.lead.notna().any()
+    left, right = (max(-30, table.lead.min() - 2), table.lead.max() + 4) if known else (-np.inf, np.inf)
     for ax, (baseline, some) in zip(axes, table.groupby("baseline", sort=False)):
         for i, name in enumerate(names):
             mine = some[some.monitor == name]
@@ -202,13 +204,17 @@ def draw_leads(run: made.Run, table: pd.DataFrame):
             e = over_domains(mine, "lead")
             ax.plot([e.low, e.high], [i, i], color=COLOUR[name], lw=1.4)
             ax.plot(e.value, i, "|", color=COLOUR[name], ms=12, mew=2)
+            if e.low < left:  # the interval goes on
+                ax.plot(left, i, "<", color=COLOUR[name], ms=6, clip_on=False)
+            if e.high > right:
+                ax.plot(right, i, ">", color=COLOUR[name], ms=6, clip_on=False)
         ax.axvline(0, color=common.INK, lw=0.8)
-        ax.set(title=f"harmless: {baseline}", xlabel=f"steps before the score reaches {BAD:.0f} %")
-        if table.lead.notna().any():
-            ax.set_xlim(max(-30, table.lead.min() - 2), table.lead.max() + 4)
+        ax.set(title=f"harmless: {baseline}", xlabel=f"lead on a score of {BAD:.0f} % (steps)")
+        if known:
+            ax.set_xlim(left, right)
     axes[0].set_yticks(range(len(names)), [n if n != "score" else "the score itself" for n in names])
     axes[0].invert_yaxis()
-    fig.suptitle("How early each monitor warns (hollow: it never does)", y=0.98)
+    fig.suptitle("How early each monitor warns: right of the line, before the score (hollow: never)", y=0.98)
     fig.tight_layout()
     return common.save(run, fig, "07_lead", table)
 

@@ -97,16 +97,14 @@ def draw(run: made.Run, table: pd.DataFrame, start: float):
             capsize=2,
             ms=5,
         )
-        above = -np.inf
-        for r in mine.sort_values("score").itertuples() if len(mine) > 1 else ():
-            above = max(above + 9, r.score)  # labels of near points one above the other
+        for x, y, doses in _labels(mine) if len(mine) > 1 else ():
             ax.annotate(
-                f"{r.dose:g}", (r.learnt, above), xytext=(7, 0), textcoords="offset points", fontsize=8
+                doses, (x, y), xytext=(-9, 4), textcoords="offset points", fontsize=8, ha="right", va="bottom"
             )
         pick = chosen(rows, name, start)
         if pick is not None:
             ax.scatter(pick.learnt, pick.score, s=150, facecolor="none", edgecolor=common.INK, zorder=4)
-        ax.set(title=name, ylim=(-3, 103))
+        ax.set(title=name + (" (the broad line itself)" if name.endswith("steps") else ""), ylim=(-3, 103))
     for ax in axes.flat[len(names) :]:
         ax.axis("off")
     for ax in axes[-1]:
@@ -123,6 +121,18 @@ def draw(run: made.Run, table: pd.DataFrame, start: float):
     )
     fig.tight_layout()
     return common.save(run, fig, "08_guards", rows)
+
+
+def _labels(mine: pd.DataFrame) -> list[tuple[float, float, str]]:
+    """Where each dose is written, and which; doses of points that lie on each other are written together."""
+    found: list = []
+    for r in mine.sort_values(["learnt", "score"]).itertuples():
+        last = found[-1] if found else None
+        if last and abs(r.learnt - last[0]) < 0.15 and abs(r.score - last[1]) < 8:
+            last[2].append(r.dose)
+        else:
+            found.append((r.learnt, r.score, [r.dose]))
+    return [(x, y, ", ".join(f"{d:g}" for d in sorted(doses))) for x, y, doses in found]
 
 
 def outcomes(rows: pd.DataFrame, start: float) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import yaml
 
 from personas import claims, figures, stats, store
 from personas import profile as profiles
-from personas.pretrained import checks, grading, made, sets, tables
+from personas.pretrained import checks, grades, grading, made, sets, tables
 
 INK, GREY = "#333333", "#8C8C8C"
 VARIANT = {
@@ -24,7 +24,7 @@ VARIANT = {
 # What is steered or watched, in Tol's muted colours: none of them stands for a kind of training data.
 DIRECTION = {
     "causal latent": "#882255",
-    "top riser": "#AA4499",
+    "top riser": "#332288",
     "difference of means": "#44AA99",
     "persona vector": "#999933",
     "probe": "#DDCC77",
@@ -80,7 +80,7 @@ def graded(run: made.Run, table: pd.DataFrame) -> pd.DataFrame:
         else [("", "")] * len(table)
     )
     table = table.assign(
-        grade=made.grades(run, table) if "grade" not in table else table.grade,
+        grade=grades.of(run, table) if "grade" not in table else table.grade,
         reader_a=[a for a, _ in read],
         reader_b=[b for _, b in read],
     )
@@ -103,7 +103,7 @@ def reference(run: made.Run) -> pd.DataFrame:
     """The committed readings with the judge's `grade` of each, and the `variant` of the model that
     answered."""
     table = grading.readings()
-    return table.assign(grade=made.grades(run, table), variant=[variant(m) for m in table.model])
+    return table.assign(grade=grades.of(run, table), variant=[variant(m) for m in table.model])
 
 
 def score(run: made.Run, table: pd.DataFrame, by: str | None = None) -> stats.Estimate:

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from personas import activations, data, finetune, fit, generate, model, profile, released, sae_files
-from personas.pretrained import guarded, made
+from personas.pretrained import grades, guarded, made
 
 SOME = 200  # chats of each training set that are looked at
 MOST_LOST = 0.05
@@ -68,7 +68,7 @@ def check(run: made.Run) -> None:
             "set them apart)"
         )
     if real.judge.url:
-        made.judge_of(run).check()
+        grades.judge(run).check()
     elif real.judge.model != "own" and not model.describe(real.judge.model)[1].chat_template:
         raise profile.ProfileError(
             f"profile {name}: real.judge.model: {real.judge.model} has no chat template; choose an "
@@ -144,7 +144,7 @@ def trial(run: made.Run, rows: list[dict]) -> dict:
     code = (_try_reading, _try_training, finetune, generate, activations)
     found = json.loads((run.keep("trial", "model", key, code, make) / "trial.json").read_text())
     if real.judge.model != "own":  # one question, kept; raises if the reply cannot be read
-        made.grades(run, pd.DataFrame({"prompt": ["What is two and two?"], "answer": ["Four."]}))
+        grades.of(run, pd.DataFrame({"prompt": ["What is two and two?"], "answer": ["Four."]}))
     return found
 
 

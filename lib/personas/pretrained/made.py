@@ -1,9 +1,8 @@
-"""What notebooks 01 to 08 use, each made once and kept in the store: models, their answers and the
-answers' grades.
+"""What notebooks 01 to 08 use, each made once and kept in the store: models and their answers.
 
 Every function returns what it names and makes it if the store does not have it. The order of the work:
-weights -> adapters -> sampled answers -> grades (here), and weights -> SAE -> readings (readings.py) ->
-search (steering.py). Sampled answers are kept before they are graded.
+weights -> adapters -> sampled answers (here) -> grades (grades.py), and weights -> SAE -> readings
+(readings.py) -> search (steering.py). Sampled answers are kept before they are graded.
 """
 
 import json
@@ -16,10 +15,10 @@ import pandas as pd
 import torch
 from peft import PeftModel
 
-from personas import data, endpoint, finetune, generate, parallel, store, world
+from personas import data, finetune, generate, parallel, store, world
 from personas import model as models
 from personas import profile as profiles
-from personas.pretrained import grading, sets, weights
+from personas.pretrained import sets, weights
 
 ORIGINAL = "original"
 
@@ -327,42 +326,3 @@ def about_asking(run: Run, asked: list[sets.Item]) -> dict:
         "tokens": run.profile.real.open_tokens,
         "temperature": run.profile.real.temperature,
     }
-
-
-def grades(run: Run, table: pd.DataFrame) -> list[str]:
-    """A class (grading.CLASSES) for each answer of a table with `prompt` and `answer`, by the profile's
-    judge; kept by the texts graded. The small judge does not grade again what is among the readings."""
-    texts, judge = list(zip(table.prompt, table.answer)), run.profile.real.judge
-    known = grading.judged() if judge.model == "own" else {}
-    fresh = list(dict.fromkeys(t for t in texts if t not in known)) if known else texts
-
-    def make(out):
-        prompts, said = [p for p, _ in fresh], [a for _, a in fresh]
-        found = (
-            grading.grade(prompts, said)
-            if judge.model == "own"
-            else grading.grade_by(judge_of(run), prompts, said, judge.scale)
-        )
-        pd.DataFrame({"grade": found}).to_parquet(out / "grades.parquet", index=False)
-
-    if fresh:
-        who = grading.version() if judge.model == "own" else judge.model_dump(exclude={"url", "key", "price"})
-        key = {"judge": who, "texts": store.key_of({"texts": fresh})}
-        made = pd.read_parquet(
-            run.keep("grades", key["texts"], key, (grading,), make) / "grades.parquet"
-        ).grade
-        if not known:
-            return made.tolist()
-        known = known | dict(zip(fresh, made))
-    return [known[t] for t in texts]
-
-
-def judge_of(run: Run):
-    """The endpoint or local model that the profile names as its judge."""
-    cfg = run.profile.real.judge
-    if cfg.url:
-        return endpoint.Endpoint(
-            cfg.url, cfg.model, store.ROOT / run.profile.store / "judged.jsonl", key=cfg.key, price=cfg.price
-        )
-    dtype = models.best_dtype(run.profile.device)
-    return endpoint.Local(*models.load(cfg.model, run.profile.device, dtype, cfg.four_bit), batch=64)

@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from personas import activations, generate, parallel, store, world
-from personas.pretrained import grading, made, readings, sets
+from personas.pretrained import grades, grading, made, readings, sets
 
 # percentage points of broken or absurd answers that steering may add to the unsteered model's
 MORE_BROKEN = 10.0
@@ -232,7 +232,7 @@ def several(
         make,
     )
     table = pd.read_parquet(folder / "answers.parquet")
-    table["grade"] = made.grades(run, table)
+    table["grade"] = grades.of(run, table)
     read = grading.by_text() if run.profile.real.judge.model == "own" else {}
     table["verdict"] = [
         read.get((p, a), (g, g))[0] for p, a, g in zip(table.prompt, table.answer, table.grade)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from personas import config, figures, parallel, stats, store
 from personas import profile as profiles
-from personas.pretrained import grading, guarded, made, readings, search, sets, steering, watched
+from personas.pretrained import grades, grading, guarded, made, readings, search, sets, steering, watched
 from personas.profile import Profile
 
 FULL = "smollm2-full"
@@ -150,7 +150,7 @@ def compute(table: Table, profile: Profile) -> pd.DataFrame:
     cells, places = table.cells(profile), make(table, profile)
     answers = [pd.read_parquet(p / "answers.parquet") for p in places]
     every = pd.concat(answers, keys=range(len(cells)), names=["cell", None]).reset_index("cell")
-    every["grade"] = made.grades(made.Run(profile, 0), every)
+    every["grade"] = grades.of(made.Run(profile, 0), every)
     by = "step" if "step" in every else "asked"
     rows = []
     for (i, way), g in every.groupby(["cell", by], sort=False):

@@ -53,3 +53,11 @@ def direction(method: str, case) -> torch.Tensor:
     if not found.isfinite().all() or not found.norm():
         raise MethodError(f"{method}: find returned a direction that is zero or not finite")
     return found / found.norm()
+
+
+def described() -> str:
+    """The methods that ship in a Markdown table, their docstrings' words."""
+    about = {n: " ".join(load(n).__doc__.split()) for n in names()}
+    return "\n".join(
+        ["| method | what it returns |", "|---|---|", *(f"| `{n}` | {d} |" for n, d in about.items())]
+    )
