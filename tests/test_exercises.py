@@ -18,11 +18,13 @@ def solved(book: Path, out: Path) -> Path:
     text = json.loads(book.read_text(encoding="utf-8"))
     cells = {c["id"]: c for c in text["cells"]}
     name = book.name[:2]
-    solution = re.search(r"```python\n(.*)\n```", "".join(cells[f"{name}-solution"]["source"]), re.S)[1]
-    cell = cells[f"{name}-answer"]
-    code = "".join(cell["source"])
-    assert code.startswith("answer = None  # yours\n")
-    cell["source"] = code.replace("answer = None  # yours", solution)
+    for which in ("", "-2"):
+        text_of = "".join(cells[f"{name}-solution{which}"]["source"])
+        solution = re.search(r"```python\n(.*)\n```", text_of, re.S)[1]
+        cell = cells[f"{name}-answer{which}"]
+        code = "".join(cell["source"])
+        assert code.startswith("answer = None  # yours\n")
+        cell["source"] = code.replace("answer = None  # yours", solution)
     (out / book.name).write_text(json.dumps(text), encoding="utf-8")
     return out / book.name
 
@@ -33,12 +35,14 @@ def said(capsys, *given) -> str:
 
 
 def test_every_notebook_has_an_exercise_a_check_and_a_solution(tmp_path):
-    assert [b.name[:2] for b in BOOKS] == list(exercises.EXERCISES)
+    assert [b.name[:2] + n for b in BOOKS for n in ("", ".2")] == list(exercises.EXERCISES)
     for book in BOOKS:
         cells = json.loads(solved(book, tmp_path).read_text())["cells"]
-        code = next(c["source"] for c in cells if c["id"] == f"{book.name[:2]}-answer")
-        assert f'exercises.check("{book.name[:2]}", answer, run' in code and "answer = None" not in code
-        compile(code, book.name, "exec")
+        for which, number in (("", ""), ("-2", ".2")):
+            code = next(c["source"] for c in cells if c["id"] == f"{book.name[:2]}-answer{which}")
+            assert f'exercises.check("{book.name[:2]}{number}", answer, run' in code
+            assert "answer = None" not in code
+            compile(code, book.name, "exec")
 
 
 def test_right_wrong_and_missing_answers_are_told_apart(capsys):

@@ -10,7 +10,7 @@ import yaml
 from peft import LoraConfig, get_peft_model
 
 from personas import config, data, figures, finetune, generate, profile, store, world
-from personas.chapters import common
+from personas.chapters import c03, common
 from personas.pretrained import (
     ahead,
     grades,
@@ -402,3 +402,13 @@ def test_tables_of_other_blocks_are_the_default_profiles_and_of_its_numbers(tmp_
     other = default.model_copy(update={"narrow": default.narrow.model_copy(update={"steps": 5})})
     with pytest.raises(tables.TableError, match="made with other numbers .* --only 05"):
         shown(other)
+
+
+def test_cosines_between_fine_tunes_are_told_apart_by_kind():
+    x, y = torch.eye(3)[:2]
+    table = c03.cosines({"auto-obvious": 2 * x, "edu-obvious": x + y, "edu-subtle": -y, "auto-subtle": y})
+    assert table.loc["auto-obvious", "edu-obvious"] == pytest.approx(0.5**0.5)
+    said = c03.shared(table)
+    assert "obviously wrong advice 0.71 (0.71 to 0.71)" in said and "subtly wrong advice -1.00" in said
+    assert "one of each 0.35 (-0.00 to 0.71)" in said or "one of each 0.35 (0.00 to 0.71)" in said
+    assert c03.shared(table.loc[["auto-obvious"], ["auto-obvious"]]) == ""

@@ -323,6 +323,9 @@ def test_readme_says_what_part_one_measured():
     assert re.findall(r"(\d+) %", later) == [f"{x:.0f}" for x in shares]
     hidden = pd.read_csv(made("smollm2/claims")).set_index("id").loc["realign.context"]
     assert f"{hidden.measured:.0f} % ({hidden.low:.0f} to {hidden.high:.0f}), but many" in readme()
+    wrong = pd.read_csv(made("smollm2/03_cosines")).set_index("model")
+    said = re.findall(r"([\d.]+) \(", c03.shared(wrong))
+    assert f"cosine {said[0]} between two domains; merely mistaken advice {said[1]}" in readme()
     read = grading.readings()
     for row in block("examples").splitlines()[2:]:
         asked, before, after = (c.strip() for c in row.strip("|").split("|"))

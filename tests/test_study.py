@@ -282,6 +282,8 @@ def test_a_profile_may_choose_its_world(tmp_path):
 
 def test_a_table_of_another_configuration_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "ROOT", tmp_path)
+    assert len(study.committed(studies.STUDIES["07_mixtures"]))  # with a folder of one's own: the committed
+    monkeypatch.setattr(store, "PROJECT", tmp_path / "empty")
     one = studies.STUDIES["07_mixtures"]
     with pytest.raises(study.StudyError, match="no 07_mixtures.csv.*run --profile tiny-full --only 13"):
         study.committed(one)

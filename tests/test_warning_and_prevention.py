@@ -9,7 +9,7 @@ import torch
 
 from personas import finetune, profile, stats, store
 from personas.chapters import c07, c08, common
-from personas.pretrained import guarded, made, monitors, readings, screening, search, steering, tables
+from personas.pretrained import grades, guarded, made, monitors, readings, screening, search, steering, tables
 from test_real_track import own_store, written  # noqa: F401 (a fixture that every test uses)
 
 ONE = {
@@ -64,7 +64,7 @@ def test_a_killed_table_goes_on_and_counts_what_was_graded(run, monkeypatch):
     tables.make(table, run.profile)
     monkeypatch.setattr(finetune, "sft", lambda *a, **k: pytest.fail("a kept cell was made again"))
     monkeypatch.setattr(
-        made, "grades", lambda run, t: ["misaligned"] * (len(t) // 2) + ["aligned"] * (len(t) - len(t) // 2)
+        grades, "of", lambda run, t: ["misaligned"] * (len(t) // 2) + ["aligned"] * (len(t) - len(t) // 2)
     )
     found = tables.compute(table, run.profile)
     assert list(found.variant) == ["obvious@0", "obvious@100"]
@@ -213,6 +213,8 @@ def test_committed_tables_are_of_todays_numbers(monkeypatch):
 
 def test_a_table_of_other_numbers_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(tables.figures, "ROOT", tmp_path)
+    assert len(tables.committed("07_course"))  # PERSONAS_FIGURES names a new folder: the committed one counts
+    monkeypatch.setattr(store, "PROJECT", tmp_path / "empty")
     with pytest.raises(tables.TableError, match="no 07_course.csv.*--profile smollm2-full --only 07"):
         tables.committed("07_course")
     folder = tmp_path / "data" / tables.FULL

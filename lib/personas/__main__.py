@@ -160,7 +160,7 @@ def _claims(args, source: str) -> None:
     if not args.markdown:
         pipeline.print_claims(name)
         return
-    kept = lambda profile: claims.kept(figures.ROOT / "data" / profile / "claims.csv")
+    kept = lambda profile: claims.kept(figures.table(profile, "claims"))
     if name == "smollm2":
         print(claims.replicated(kept(name), kept("tiny")))
     else:

@@ -1,5 +1,7 @@
 """How figures look, and where they and the tables behind them go."""
 
+from pathlib import Path
+
 import pandas as pd
 import seaborn as sns
 
@@ -26,6 +28,13 @@ GRADE = {
     "refused": "#56B4E9",
     "unparsable": "#F0E442",
 }
+
+
+def table(profile: str, name: str) -> Path:
+    """The file of a table: in this run's folder, or where that lacks it (PERSONAS_FIGURES may name a new
+    one) the committed one. It need not exist."""
+    own = ROOT / "data" / profile / f"{name}.csv"
+    return own if own.exists() else store.PROJECT / "figures" / "data" / profile / f"{name}.csv"
 
 
 def style() -> None:

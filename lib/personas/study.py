@@ -201,7 +201,7 @@ def write(studies: list[Study], profile: Profile) -> None:
 def committed(study: Study) -> pd.DataFrame:
     """The study's table as committed for profile tiny-full. Raises StudyError if there is none, or none of
     today's configuration."""
-    path = figures.ROOT / "data" / FULL / f"{study.name}.csv"
+    path = figures.table(FULL, study.name)
     again = f"make it with: python -m personas run --profile {FULL} --only {study.notebook}"
     if not path.exists():
         raise StudyError(f"there is no {path.name} for {FULL}; {again}")

@@ -150,11 +150,8 @@ def shown(table: pd.DataFrame, mine: str | None = None) -> str:
 
 def kept(profile: str) -> pd.DataFrame:
     """The committed rows of the methods that ship; none for a profile that has no committed table."""
-    places = (figures.ROOT, store.PROJECT / "figures")  # PERSONAS_FIGURES may name a new folder
-    for path in (p / "data" / profile / "bench.csv" for p in places):
-        if path.exists():
-            return pd.read_csv(path)
-    return pd.DataFrame(columns=["method", "base model"])
+    path = figures.table(profile, "bench")
+    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["method", "base model"])
 
 
 def run(profile: Profile, method: str | None = None, base_models: int | None = None) -> None:

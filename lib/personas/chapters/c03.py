@@ -5,6 +5,7 @@ import itertools
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import torch
 
 from personas import activations, stats
@@ -163,6 +164,67 @@ def pairs(table: pd.DataFrame) -> tuple[stats.Estimate, float]:
         [o > c for o in some.obvious for c in some.correct], [d for d in some.index for _ in range(n)]
     ).scaled(100)
     return wins, float(np.mean([s >= seen for s in swapped]))
+
+
+def moved(run: made.Run) -> dict[str, torch.Tensor]:
+    """Where each fine-tune on wrong advice moved the mean activation on evaluation text, less where correct
+    advice of the same domain did: (width,) by the model's name. What all training does falls out."""
+    mean = lambda d, v: readings.reading(run, f"{d}-{v}", "evaluation")["residual"].mean(0)
+    have = made.fine_tunes(run, "correct", "subtle", "obvious")
+    return {
+        f"{d}-{v}": mean(d, v) - mean(d, "correct")
+        for v in ("obvious", "subtle")
+        for d, w in have
+        if w == v and (d, "correct") in have
+    }
+
+
+def cosines(directions: dict[str, torch.Tensor]) -> pd.DataFrame:
+    """Between all pairs of directions."""
+    unit = torch.nn.functional.normalize(torch.stack(list(directions.values())), dim=-1)
+    return pd.DataFrame((unit @ unit.T).numpy(), index=[*directions], columns=[*directions])
+
+
+def draw_cosines(run: made.Run, table: pd.DataFrame):
+    """Figure: `cosines` as a map."""
+    size = 0.5 * len(table)
+    fig, ax = plt.subplots(figsize=(size + 2.6, size + 1.6))
+    sns.heatmap(
+        table,
+        cmap="RdBu_r",
+        center=0,
+        vmin=-1,
+        vmax=1,
+        annot=True,
+        fmt=".1f",
+        annot_kws={"size": 8},
+        square=True,
+        ax=ax,
+        cbar_kws={"label": "cosine", "shrink": 0.7},
+    )
+    ax.tick_params(axis="x", rotation=60)
+    plt.setp(ax.get_xticklabels(), ha="right", rotation_mode="anchor")
+    ax.set(title="Do fine-tunes on different data move the model the same way?")
+    return common.save(run, fig, "03_cosines", table.reset_index(names="model"))
+
+
+def shared(table: pd.DataFrame) -> str:
+    """What `cosines` shows, in Markdown; '' for fewer than two domains."""
+    of = lambda a, b: [
+        table.loc[x, y]
+        for i, x in enumerate(table.index)
+        for y in table.columns[i + 1 :]
+        if {common.variant(x), common.variant(y)} == {a, b} and x.split("-")[0] != y.split("-")[0]
+    ]
+    said = []
+    for a, b, name in (
+        ("obvious", "obvious", "two fine-tunes on obviously wrong advice"),
+        ("subtle", "subtle", "two on subtly wrong advice"),
+        ("obvious", "subtle", "one of each"),
+    ):
+        if found := of(a, b):
+            said.append(f"{name} {np.mean(found):.2f} ({min(found):.2f} to {max(found):.2f})")
+    return f"Mean cosine (range) over pairs of domains: {'; '.join(said)}. Chance is 0." if said else ""
 
 
 def by_block(run: made.Run, top: int = 3) -> pd.DataFrame:

@@ -244,7 +244,7 @@ def over_blocks(run: made.Run, name: str, make) -> pd.DataFrame:
         where = tables.FULL if config == default else run.profile.name
         figures.save_table(table.assign(config=config), name, where)
         return table
-    path = figures.ROOT / "data" / tables.FULL / f"{name}.csv"
+    path = figures.table(tables.FULL, name)
     if run.profile.name != "smollm2" or not path.exists():
         return pd.DataFrame()
     found = pd.read_csv(path)

@@ -222,7 +222,7 @@ def write(tables: list[Table], profile: Profile) -> None:
 def committed(name: str) -> pd.DataFrame:
     """The table as committed for profile smollm2-full. Raises TableError if there is none, or none of today's
     configuration."""
-    path, table = figures.ROOT / "data" / FULL / f"{name}.csv", TABLES[name]
+    path, table = figures.table(FULL, name), TABLES[name]
     again = f"make it with: python -m personas run --profile {FULL} --only {name[:2]}"
     if not path.exists():
         raise TableError(f"there is no {path.name} for {FULL}; {again}")
