@@ -19,6 +19,7 @@ import yaml
 from jupyter_client.kernelspec import NoSuchKernel
 
 from personas import __main__, claims, figures, pipeline, profile
+from personas.chapters import c03
 from personas.pretrained import grading
 
 ROOT = Path(__file__).resolve().parents[1]
