@@ -19,11 +19,10 @@ STOP = set(
 
 
 def first_look(run: made.Run) -> list[str]:
-    """The models of the first figure: the original, and one domain's after correct and after obviously wrong
-    advice."""
-    domain = next(
-        (d.domain for d in run.profile.real.data if d.correct and d.obvious), run.profile.real.data[0].domain
-    )
+    """The models of the first figure: the original, and after correct and after obviously wrong advice in the
+    first domain with both, an evaluation domain if there is one."""
+    both = [d.domain for d in run.profile.real.data if d.correct and d.obvious]
+    domain = min(both or [run.profile.real.data[0].domain], key=lambda d: made.discovery(run, d))
     return [
         made.ORIGINAL,
         *(f"{d}-{v}" for d, v in made.fine_tunes(run, "correct", "obvious") if d == domain),
