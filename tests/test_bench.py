@@ -278,12 +278,12 @@ def test_claims_are_the_registered_ones():
 def test_the_committed_bases_are_the_profiles(tmp_path, monkeypatch):
     from personas import artifacts
 
-    bench = profile.load("bench")
-    folders = set()
-    for seed in bench.study.pretraining_seeds:
-        about = artifacts._about_base(artifacts.Run(bench.model_copy(update={"pretraining_seed": seed}), 0))
-        folders.add(base_models.committed(about))
-    assert None not in folders and len(folders) == len(bench.study.pretraining_seeds)
+    folders = []
+    for found in map(profile.load, ("bench", "tiny")):
+        for seed in found.study.pretraining_seeds:
+            run = artifacts.Run(found.model_copy(update={"pretraining_seed": seed}), 0)
+            folders.append(base_models.committed(artifacts._about_base(run)))
+    assert None not in folders and len(set(folders)) == len(folders) == 4
     one = sorted(folders)[0]
     assert (one / "model.safetensors").stat().st_size < 10e6
     net, tokenizer = model.load(one)
