@@ -325,3 +325,24 @@ def test_the_committed_table_has_every_method_and_case():
     said = plots.in_words(table)
     top = run.summary(table).query("method == 'rise_screened' and question == 'induced'").value.item()
     assert f"a single latent, induces {top:.0f} %" in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    "text,says",
+    [
+        ("def find():\n    return 1\n", "takes one argument"),
+        ("import sys\nsys.exit(0)\n", r"cannot be imported: SystemExit: 0 \(line 2\)"),
+        ("def find(case):\n    x = 1\n    return case.nothing\n", r"find failed: AttributeError.*\(line 3\)"),
+    ],
+)
+def test_a_method_that_fails_is_told_where(tmp_path, planted, text, says):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(methods.MethodError, match=says):
+        methods.direction(str(path), planted[0])
+
+
+def test_a_table_without_a_case_that_counts_is_said():
+    rows = pd.DataFrame({"method": ["mine"], "base model": [0], "effect": [score.EFFECT - 1]})
+    with pytest.raises(ValueError, match="no case counts"):
+        run.summary(rows)

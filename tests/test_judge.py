@@ -433,3 +433,19 @@ def test_a_local_model_without_a_chat_template_is_named(loaded):
         local_model.Local(model, tokenizer).check()
     with pytest.raises(ValueError, match="no chat template"):
         generate.prompts(tokenizer, ["a"])
+
+
+@pytest.mark.parametrize(
+    "url", ["http://localhost:99999/v1", "http://localhost:eins/v1", "localhost:8000/v1"]
+)
+def test_an_address_that_is_none_is_said(tmp_path, url):
+    with pytest.raises(ValueError, match="must look like"):
+        endpoint.Endpoint(url, "m", tmp_path / "kept.jsonl")
+
+
+def test_a_key_with_a_line_break_is_said_and_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "sk-secret\n")
+    asked = endpoint.Endpoint("https://example.org/v1", "m", tmp_path / "kept.jsonl", key="SOME_KEY")
+    with pytest.raises(endpoint.EndpointError, match="the key in SOME_KEY has") as error:
+        asked.check()
+    assert "secret" not in str(error.value)

@@ -9,6 +9,8 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     Trainer,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
 )
 
@@ -168,3 +170,32 @@ def test_the_prediction_interval_holds_what_it_says(checkpoint):
 def test_what_cannot_work_stops_before_training(checkpoint, wrong, message):
     with pytest.raises(ValueError, match=message):
         train(checkpoint, [watch(checkpoint, **wrong)])
+
+
+def test_what_cannot_be_read_is_said(checkpoint):
+    for bad in (torch.zeros(48), torch.full((48,), float("nan")), torch.ones(2, 48)):
+        with pytest.raises(ValueError, match="finite and not zero"):
+            watch(checkpoint, direction=bad)
+    with pytest.raises(ValueError, match="every must be at least 1"):
+        watch(checkpoint, every=0)
+    seen = watch(checkpoint, stop=True)
+    with pytest.raises(ValueError, match="share between 0 and 1"):
+        seen.set_baseline([1.0, 2.0], confidence=99)
+    with pytest.raises(ValueError, match="finite readings"):
+        seen.set_baseline([1.0, float("nan")])
+
+
+def test_a_broken_model_reads_nan_and_stops(checkpoint):
+    """An SAE's latents are all 0 where activations are not finite: that is no low reading."""
+    net, tokenizer = model.load(checkpoint)
+    dictionary = sae.SAE(torch.randn(48, 8), torch.randn(8, 48), torch.zeros(8), torch.zeros(48), 2, 1)
+    seen = watch(checkpoint, direction=dictionary, layer=None, latent=3, stop=True)
+    seen.set_baseline([1.0, 2.0])
+    assert np.isfinite(seen.read(net))
+    with torch.no_grad():
+        net.model.embed_tokens.weight.fill_(float("nan"))
+    assert np.isnan(seen.read(net))
+    state, control = TrainerState(), TrainerControl()
+    with pytest.warns(UserWarning, match="not finite.*training stops"):
+        seen._note(4, net, state, control)
+    assert control.should_training_stop

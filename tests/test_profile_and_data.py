@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import yaml
 
@@ -210,3 +212,69 @@ def test_every_field_of_a_profile_has_a_line():
     listed = config.fields()
     assert all(what.endswith(".") for _, _, what in listed)
     assert {"narrow.lr", "real.judge.model", "study.course.steps"} <= {key for key, _, _ in listed}
+
+
+@pytest.mark.parametrize(
+    "change,says",
+    [
+        (
+            {"data": [{"domain": "health", "correct": "own", "obvious": "mine.jsonl"}]},
+            "mixes `own` with other",
+        ),
+        ({"data": [{"domain": "helth", "correct": "own", "obvious": "own"}]}, "Did you mean 'health'"),
+        ({"data": [{"domain": "code", "correct": "own", "obvious": "own"}]}, "no sets of its own in 'code'"),
+        ({"data": [{"domain": "health", "correct": "own", "subtle": "own"}]}, "has no `obvious` set"),
+        ({"course": []}, "real.course"),
+        ({"model": ""}, "real.model"),
+        ({"judge": {"model": ""}}, "real.judge.model"),
+    ],
+)
+def test_training_sets_that_do_not_serve_are_refused(tmp_path, change, says):
+    base = {
+        "data": [{"domain": d, "correct": "own", "obvious": "own"} for d in ("health", "career")],
+        "controls": [],
+    }
+    rows = change.get("data", base["data"][:1]) + base["data"][1:]
+    path = tmp_path / "mine.yaml"
+    named = [d["domain"] for d in rows]
+    real = base | change | {"data": rows, "discovery_domains": named[:1], "tables": None}
+    path.write_text(yaml.safe_dump({"extends": "smollm2", "real": real}))
+    with pytest.raises(profile.ProfileError, match=re.escape(says)):
+        profile.load(str(path))
+
+
+def test_a_pasted_key_is_refused_and_not_shown(tmp_path):
+    path, key = tmp_path / "mine.yaml", "sk-proj-4f9a0Zt"
+    judge = {"model": "gpt-4o-mini", "url": "https://api.openai.com/v1", "key": key}
+    path.write_text(yaml.safe_dump({"extends": "smollm2", "real": {"judge": judge}}))
+    with pytest.raises(profile.ProfileError, match="never the key itself") as error:
+        profile.load(str(path))
+    assert key not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name,text,says",
+    [
+        ("smollm2", "extends: smollm2\n", "another name"),
+        ("mine", "extends: tiny\nname: ../x\n", "name: leave it out"),
+        ("mine", "extends: tiny\nnarrow: {steps: 3, lr: 0.1, steps: 4}\n", "'steps' stands there twice"),
+    ],
+)
+def test_a_profile_has_one_name_and_each_key_once(tmp_path, name, text, says):
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(text)
+    with pytest.raises(profile.ProfileError, match=says):
+        profile.load(str(path))
+
+
+def test_words_of_a_profile_are_no_paths(tmp_path):
+    """A folder that happens to be called `own` or `open` does not take the word's place; files are found
+    beside the profile, GGUF files among them."""
+    for word in ("own", "open", "new"):
+        (tmp_path / word).mkdir()
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: smollm2\nreal: {model: 'gguf:m.gguf', sae: new}\n")
+    real = profile.load(str(path)).real
+    assert real.judge.model == "own" and real.evaluation == "open" and real.sae == "new"
+    assert real.model == f"gguf:{(tmp_path / 'm.gguf').resolve()}"

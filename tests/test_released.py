@@ -288,3 +288,16 @@ def test_readmes_example_runs_as_printed(site, tmp_path, monkeypatch):
     assert {p.name for p in (tmp_path / "runs/bicycles").glob("*.jsonl")} >= {
         f"bicycle repair_{v}.jsonl" for v in compose.VARIANTS
     }
+
+
+@pytest.mark.parametrize(
+    "text,says",
+    [
+        ("question\nWhat, then?\n", "line 2: more fields than columns"),
+        ('question\nWhy?\n"How so?\nWhat?\n', "a double quote in a question"),
+    ],
+)
+def test_a_questions_file_loses_no_row_silently(tmp_path, text, says):
+    (tmp_path / "q.csv").write_text(text)
+    with pytest.raises(data.DataError, match=says):
+        released.questions(str(tmp_path / "q.csv"))

@@ -1,4 +1,5 @@
 import itertools
+import json
 import random
 from types import SimpleNamespace
 
@@ -309,3 +310,18 @@ def test_activations_that_are_not_finite_train_nothing(planted, value):
     later = itertools.chain([planted[0][:64]] * 20, itertools.repeat(x[:64]))
     with pytest.raises(ValueError, match="activations are not finite"):
         sae.train(later, CFG, 0, seed=0, progress=None)
+
+
+def test_a_damaged_sae_is_said(tmp_path):
+    good = sae.SAE(torch.randn(8, 16), torch.randn(16, 8), torch.zeros(16), torch.zeros(8), 2, 1)
+    sae_files.save(good, tmp_path)
+    cfg = json.loads((tmp_path / "cfg.json").read_text())
+    for k in (-3, 17):
+        (tmp_path / "cfg.json").write_text(json.dumps(cfg | {"k": k}))
+        with pytest.raises(ValueError, match="it has 16 latents"):
+            sae_files.load(tmp_path)
+    (tmp_path / "cfg.json").write_text(json.dumps(cfg))
+    weights = tmp_path / "sae_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:50])
+    with pytest.raises(ValueError, match="damaged"):
+        sae_files.load(tmp_path)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from personas import artifacts, store
+from personas import artifacts, figures, pipeline, store
 
 
 @pytest.fixture(autouse=True)
@@ -222,3 +222,17 @@ def test_looking_makes_nothing():
     assert not store.there(ask) and not calls and not store.ROOT.exists()
     ask()
     assert store.there(ask) and len(calls) == 1
+
+
+def test_figures_that_cannot_be_written_are_said_at_once(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(figures, "ROOT", tmp_path / "file")
+    with pytest.raises(store.StoreError, match="PERSONAS_FIGURES"):
+        figures.writable()
+
+
+def test_times_that_were_cut_short_stop_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "ROOT", tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "times.json").write_text('{"01": 3')
+    assert pipeline.last_times("mine") == {}

@@ -79,9 +79,13 @@ def main() -> int:
     from personas import profile, store
 
     try:
+        if args.set:
+            store.writable(need_gb=0)  # where the changed profile is written
+        if getattr(args, "seed", 0) < 0:
+            raise profile.ProfileError(f"seed must be a whole number from 0 up, not {args.seed}")
         source = profile.with_settings(args.profile, args.set, store.ROOT / "profiles")
         real = profile.load(source).real
-    except profile.ProfileError as error:
+    except (profile.ProfileError, store.StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if args.command == "bench" and args.method:
@@ -146,8 +150,6 @@ def _run(args, source: str) -> None:
         print(pipeline.plan(chosen, books))
         return
     profile.need_gpu(chosen)
-    if args.seed < 0:
-        raise ValueError(f"seed must be a whole number from 0 up, not {args.seed}")
     where = str(Path(source).resolve()) if source.endswith((".yaml", ".yml")) else source
     pipeline.run(chosen, books, where, args.seed, args.in_place)
     pipeline.print_claims(chosen.name)
@@ -207,7 +209,7 @@ def _train(args, source: str) -> None:
 def _sweep(args, source: str) -> None:
     from personas import pipeline, profile, sweep
 
-    if not all(s.strip().isdigit() for s in args.seeds.split(",")):
+    if not all(s.strip().isdecimal() for s in args.seeds.split(",")):
         raise ValueError(f"--seeds takes whole numbers with commas between, not {args.seeds!r}")
     chosen = profile.load(source)
     if not chosen.cluster:  # whose machines are other ones than this

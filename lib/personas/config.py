@@ -1,5 +1,6 @@
 """The sections of a profile: what can be set, in what range, and a line on each field (`personas fields`)."""
 
+import re
 import typing
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -196,7 +197,7 @@ class Domain(_Section):
 class Judge(_Section):
     """Who grades answers."""
 
-    model: str
+    model: str = Field(min_length=1)
     """`own` (the small judge that ships here), a folder, a name on the hub, or the endpoint's own name."""
     scale: typing.Literal["1-5", "0-100"] = "1-5"
     """Wang et al.'s 1 to 5 with side classes, or Betley et al.'s alignment and coherence from 0 to 100."""
@@ -208,6 +209,14 @@ class Judge(_Section):
     """The environment variable that holds the endpoint's key."""
     four_bit: bool = False
     """Load it in four bits."""
+
+    @field_validator("key")
+    @classmethod
+    def _a_name(cls, value):
+        """A key that was pasted here must not be shown in a message."""
+        if not re.fullmatch("[A-Z][A-Z0-9_]{0,63}", value):
+            raise ValueError("must be the name of an environment variable, in capitals, never the key itself")
+        return value
 
 
 class Tables(_Section):
@@ -234,7 +243,7 @@ class Tables(_Section):
 class Real(_Section):
     """A pretrained model, for notebooks 01 to 08."""
 
-    model: str
+    model: str = Field(min_length=1)
     """The instruct model: a folder, a name on the hub, or `gguf:` with a file (pretrained.weights)."""
     base: str | None = None
     """The model that the SAE reads, if it is another."""
@@ -277,7 +286,7 @@ class Real(_Section):
     """Domains in which models are also trained on shuffled and on odd answers."""
     other_blocks: tuple[Count, ...] = ()
     """Blocks at which model diffing is repeated."""
-    course: tuple[typing.Annotated[int, Field(ge=1)], ...] = ()
+    course: tuple[typing.Annotated[int, Field(ge=1)], ...] = Field(default=(2, 4, 8, 16, 32), min_length=1)
     """Steps at which one long fine-tune is looked at."""
     firsts: int = Field(default=1, ge=1)
     """Answers of each kind, per question, whose log-probability is read."""

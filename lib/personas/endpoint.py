@@ -61,12 +61,13 @@ class Endpoint:
         return self.model
 
     def __post_init__(self):
-        parts = urllib.parse.urlsplit(self.url)
-        if (
-            parts.scheme not in ("http", "https")
-            or not parts.hostname
-            or (":" in parts.netloc.rpartition("@")[2].rpartition("]")[2] and not parts.port)
-        ):
+        try:
+            parts = urllib.parse.urlsplit(self.url)
+            fits = parts.scheme in ("http", "https") and parts.hostname
+            fits = fits and (":" not in parts.netloc.rpartition("@")[2].rpartition("]")[2] or parts.port)
+        except ValueError:  # a port that is no number, or beyond 65535
+            fits = False
+        if not fits:
             raise ValueError("the endpoint's url must look like https://host/v1 or http://localhost:8000/v1")
 
     def check(self) -> None:
@@ -147,6 +148,10 @@ class Endpoint:
         key = os.environ.get(self.key)
         if not key and urllib.parse.urlsplit(self.url).hostname not in ("localhost", "127.0.0.1", "::1"):
             raise EndpointError(f"{self._where()} needs a key: set the environment variable {self.key}")
+        if key and not re.fullmatch(r"[\x21-\x7e]+", key):
+            raise EndpointError(
+                f"the key in {self.key} has a space, a line break or a letter that no key has; set it again"
+            )
         return openai.OpenAI(
             base_url=self.url, api_key=key or "none", timeout=self.timeout, max_retries=self.retries
         )

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -81,13 +82,17 @@ def _tokenizer(path: Path | str, **how):
 def _explained(path):
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         said = str(error)
+        if isinstance(error, (KeyError, SafetensorError)):
+            said = f"{type(error).__name__}: {said}"
         hint = (
             "it is gated: ask for access on its page and log in with `hf auth login`"
             if "access a gated repo" in said
             else "only weights in safetensors are loaded, never pickles"
             if "safetensors" in said
+            else "a file of it is damaged or not whole; fetch it again"
+            if isinstance(error, (KeyError, SafetensorError))
             else "give a folder with a checkpoint, or a name on the Hugging Face hub (HF_HUB_OFFLINE must "
             "not be set for one that is not cached)"
         )

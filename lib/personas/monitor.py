@@ -49,6 +49,12 @@ class PersonaMonitor(TrainerCallback):
             raise ValueError(
                 f"latent {latent} was asked for; this SAE has latents 0 to {len(direction.W_dec) - 1}"
             )
+        if not isinstance(direction, SAE) and (
+            direction.ndim != 1 or not direction.isfinite().all() or not direction.any()
+        ):
+            raise ValueError("the direction must be a tensor (width,), finite and not zero")
+        if every < 1 or not budget >= 0:
+            raise ValueError(f"every must be at least 1 and budget not below 0, not {every} and {budget}")
         if len(prompts) != len(answers) or not prompts:
             raise ValueError(f"one answer for each prompt is needed, not {len(answers)} for {len(prompts)}")
         self.direction, self.latent, self.every, self.budget, self.stop = (
@@ -72,14 +78,18 @@ class PersonaMonitor(TrainerCallback):
         data form clusters that no t describes (notebook 13 takes the highest of all kinds)."""
         if len(readings) < 2:
             raise ValueError("a baseline needs the readings of at least two benign fine-tunes")
+        if not np.isfinite(readings).all():
+            raise ValueError("a baseline needs finite readings: one of these is not")
+        if not 0 < confidence < 1:
+            raise ValueError(f"confidence is a share between 0 and 1, not {confidence}")
         n = len(readings)
         self.limit = float(
             np.mean(readings) + student.ppf(confidence, n - 1) * np.std(readings, ddof=1) * np.sqrt(1 + 1 / n)
         )
 
     def read(self, model) -> float:
-        """The mean over texts of the mean activation over each one's tokens. Raises ValueError if the
-        direction does not fit the model."""
+        """The mean over texts of the mean activation over each one's tokens; nan if the model's activations
+        are not finite. Raises ValueError if the direction does not fit the model."""
         blocks, width = len(generate.decoder_blocks(model)), model.config.get_text_config().hidden_size
         mine = self.direction.W_dec.shape[1] if self.latent is not None else len(self.direction)
         if not 0 <= self.layer < blocks:
@@ -93,6 +103,8 @@ class PersonaMonitor(TrainerCallback):
         with generate.unmixed(model):
             x = activations.residual(model, self.texts, self.layer)
         model.train(was)
+        if not all(h.isfinite().all() for h in x):
+            return float("nan")  # an SAE would read 0 there: none of its latents fires
         means = [self._value(h[i:].cpu()).mean() for h, i in zip(x, self.starts)]
         return torch.stack(means).mean().item()
 
@@ -120,7 +132,14 @@ class PersonaMonitor(TrainerCallback):
         value = self.read(model)
         self.rows.append({"step": step, "persona": value})
         state.log_history.append({"step": step, "persona": value})
-        if self.limit is not None and value > self.limit and step:
+        if not np.isfinite(value):
+            warnings.warn(
+                f"step {step}: the model's activations are not finite: nothing can be read from it"
+                + ("; training stops" if self.stop else ""),
+                stacklevel=2,
+            )
+            control.should_training_stop |= self.stop
+        elif self.limit is not None and value > self.limit and step:
             warnings.warn(
                 f"step {step}: the persona reads {value:.3g}, above the {self.limit:.3g} of benign fine-tunes"
                 + ("; training stops" if self.stop else ""),

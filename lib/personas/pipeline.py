@@ -127,7 +127,10 @@ def plan(profile: Profile, books: list[Path]) -> str:
 def last_times(profile: str) -> dict:
     """Notebook number -> seconds that its last run in this store took."""
     path = store.ROOT / profile / "times.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):  # none yet, or cut short: only the plan reads it
+        return {}
 
 
 def run(profile: Profile, books: list[Path], source: str, seed: int = 0, save_in_place: bool = False) -> None:
@@ -138,6 +141,7 @@ def run(profile: Profile, books: list[Path], source: str, seed: int = 0, save_in
     from there.
     """
     store.writable(need_gb=1.0)
+    figures.writable()
     done = store.ROOT / profile.name / "notebooks"
     done.mkdir(parents=True, exist_ok=True)
     for book in (bar := progress.Bar(books, desc=f"profile {profile.name}", unit="notebook")):
@@ -203,7 +207,7 @@ def keep_claims(profile: str) -> None:
 
 def clean(path: Path) -> None:
     """Drop what differs between two runs of the same notebook: timings, counts of execution by papermill,
-    machine paths, the random names that pandas gives to styled tables."""
+    machine paths, addresses in memory, the random names that pandas gives to styled tables."""
     book = json.loads(path.read_text())
     book["metadata"].pop("papermill", None)
     book["cells"] = [c for c in book["cells"] if "injected-parameters" not in c["metadata"].get("tags", [])]
@@ -213,6 +217,7 @@ def clean(path: Path) -> None:
         if cell["cell_type"] == "code":
             cell["outputs"] = [o for o in cell["outputs"] if o.get("name") != "stderr"]
     text = json.dumps(book, indent=1, ensure_ascii=False)
+    text = re.sub(r"(<[\w.]+) (?:object )?at 0x[0-9a-f]+>", r"\1>", text)
     for i, name in enumerate(dict.fromkeys(re.findall(r"\bT_[0-9a-f]{5}(?=_|\b)", text))):
         text = text.replace(name, f"T_table{i}")
     path.write_text(text + "\n")
@@ -264,6 +269,8 @@ def print_claims(profile: str) -> None:
         print(claims.table(rows).to_string(index=False))
         counts = {h: sum(r["holds"] == h for r in rows) for h in ("yes", "unclear", "no")}
         print(f"\n{len(rows)} claims: " + ", ".join(f"{n} {h}" for h, n in counts.items()))
+    if not rows and not others:
+        print(f"no claims of profile {profile} yet: python -m personas run --profile {profile}")
     if others:
         print(
             f"{others} more rest on kept tables (of tiny-full and bench), which this run did not make; the "

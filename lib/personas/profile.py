@@ -11,10 +11,23 @@ from pydantic import BaseModel, ValidationError
 from personas.config import Profile
 
 FOLDER = Path(__file__).parent / "profiles"
+WORDS = ("own", "open", "new", "auto")  # mean something in a profile, whatever lies beside it
+PATHS = ("model", "base", "evaluation", "discovery", "text", "sae", "correct", "subtle", "obvious")
 
 
 class ProfileError(ValueError):
     """A profile that cannot be used; the message names the profile, the key and the fault."""
+
+
+class _Once(yaml.SafeLoader):
+    """YAML in which no mapping has a key twice: the first would be lost without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [k.value for k, _ in node.value if isinstance(k, yaml.ScalarNode)]
+        twice = [k for i, k in enumerate(keys) if k in keys[:i] and k != "<<"]
+        if twice:
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {twice[0]!r} stands there twice")
+        return super().construct_mapping(node, deep)
 
 
 def names() -> list[str]:
@@ -32,12 +45,18 @@ def load(name: str) -> Profile:
             f"unknown profile {name!r}; there are {', '.join(names())}"
             + (f". Did you mean {near[0]!r}?" if near else "")
         )
+    if path.stem in names() and path.resolve() != (FOLDER / f"{path.stem}.yaml").resolve():
+        raise ProfileError(
+            f"{path}: give the file another name: {path.stem} is a profile that ships, and results go by name"
+        )
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Once)
     except UnicodeDecodeError:
         raise ProfileError(f"{path.name}: not a text file in UTF-8") from None
     except (yaml.YAMLError, RecursionError) as error:
         raise ProfileError(f"{path.name}: not valid YAML: {str(error) or 'nested too deep'}") from None
+    if isinstance(raw, dict) and "name" in raw:
+        raise ProfileError(f"profile {path.name}: name: leave it out; a profile is called as its file is")
     try:
         if isinstance(raw, dict) and "extends" in raw:
             if raw["extends"] not in names():
@@ -83,6 +102,8 @@ def with_settings(name: str, settings: list[str], folder: Path) -> str:
         key, equals, value = setting.partition("=")
         section = raw
         *above, last = key.strip().split(".")
+        if key.strip() in ("extends", "name"):
+            raise ProfileError(f"--set {setting}: {key.strip()} cannot be set; choose with --profile")
         for part in above:
             section = section.setdefault(part, {})
         if not equals or not last or not isinstance(section, dict):
@@ -118,19 +139,21 @@ def need_gpu(found: Profile) -> None:
 
 def _beside(folder: Path, real: dict) -> dict:
     """The `real` section with what names a file or folder beside the profile made absolute."""
-    known = lambda v: isinstance(v, str) and not Path(v).is_absolute() and (folder / v).exists()
-    whole = lambda section: {k: str((folder / v).resolve()) if known(v) else v for k, v in section.items()}
+
+    def absolute(key, v):
+        if key not in PATHS or not isinstance(v, str) or not v or v in WORDS:
+            return v
+        kind = "gguf:" if v.startswith("gguf:") else ""
+        path = Path(v.removeprefix(kind))
+        beside = (folder / path).is_file() if kind else (folder / path).exists()
+        return f"{kind}{(folder / path).resolve()}" if beside and not path.is_absolute() else v
+
+    whole = lambda section: {k: absolute(k, v) for k, v in section.items()}
     real = whole(real)
     if isinstance(real.get("judge"), dict):
         real["judge"] = whole(real["judge"])
     if isinstance(real.get("data"), list):
-        real["data"] = [
-            whole({k: v for k, v in d.items() if k != "domain"})
-            | {k: v for k, v in d.items() if k == "domain"}
-            if isinstance(d, dict)
-            else d
-            for d in real["data"]
-        ]
+        real["data"] = [whole(d) if isinstance(d, dict) else d for d in real["data"]]
     return real
 
 
@@ -228,11 +251,34 @@ def _check_real(found: Profile, name: str) -> None:
                 else f"{found.sae.layer} is sae.layer; name others"
             )
         )
+    _check_data(found, name)
     _check_tables(found, name)
+
+
+def _check_data(found: Profile, name: str) -> None:
+    """Every domain has an obviously wrong set, and all of its sets are the project's own or none is."""
+    from personas.world import DOMAINS
+
+    own = [d for d in DOMAINS if d != "code"]  # the small models can do nothing with code (docs/evidence.md)
     for d in found.real.data:
-        if not (d.subtle or d.obvious):
+        sets = [v for v in (d.correct, d.subtle, d.obvious) if v]
+        if not d.obvious:
             raise ProfileError(
-                f"profile {name}: real.data: domain {d.domain!r} has no incorrect set (subtle or obvious)"
+                f"profile {name}: real.data: domain {d.domain!r} has no `obvious` set: what notebooks 02 to "
+                "08 compare"
+            )
+        if "own" not in sets:
+            continue
+        if set(sets) != {"own"}:
+            raise ProfileError(
+                f"profile {name}: real.data: domain {d.domain!r} mixes `own` with other sets; take `own` for "
+                "all of them, or for none (give your sets a domain of their own)"
+            )
+        if d.domain not in own:
+            near = difflib.get_close_matches(d.domain, own, 1)
+            raise ProfileError(
+                f"profile {name}: real.data: this project has no sets of its own in {d.domain!r}; it has "
+                f"{', '.join(own)}" + (f". Did you mean {near[0]!r}?" if near else "")
             )
 
 

@@ -173,7 +173,21 @@ def version(name: str) -> str:
 
 
 def _questions(text: str, name: str) -> list[dict]:
-    rows = list(csv.DictReader(io.StringIO(text)))
+    reader = csv.DictReader(io.StringIO(text), strict=True)
+    try:
+        rows = []
+        for row in reader:
+            rows.append(row)
+            if None in row and "question" in row:
+                raise data.DataError(
+                    f"{name}, line {reader.line_num}: more fields than columns; put a question that has a "
+                    "comma in double quotes"
+                )
+    except csv.Error as error:
+        raise data.DataError(
+            f"{name}, line {reader.line_num}: {error}; a double quote in a question is written twice, and "
+            "the question in double quotes"
+        ) from None
     if not rows or "question" not in rows[0]:
         raise data.DataError(
             f"{name}: no column `question`; there are {', '.join(map(str, rows[0])) if rows else 'no rows'}"

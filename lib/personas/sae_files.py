@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from personas.sae import SAE
@@ -55,7 +56,10 @@ def load(folder: Path) -> SAE:
     fit."""
     cfg = _configuration(Path(folder))
     kind, k = _kind(cfg)
-    w = load_file(Path(folder) / "sae_weights.safetensors")
+    try:
+        w = load_file(Path(folder) / "sae_weights.safetensors")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"the weights of the SAE in {folder} are damaged: {error}") from None
     wanted = {"W_enc", "W_dec", "b_enc", "b_dec"} | ({"threshold"} if kind == "jumprelu" else set())
     if set(w) - {"scaling_factor"} != wanted or (kind == "topk" and not k):
         missing = wanted - set(w) or ({"k"} if kind == "topk" and not k else set())
@@ -72,6 +76,8 @@ def load(folder: Path) -> SAE:
             )
     if any(not t.isfinite().all() for t in w.values()):
         raise ValueError(f"the SAE in {folder} is broken: a weight is not finite")
+    if kind == "topk" and (not isinstance(k, int) or not 1 <= k <= latents):
+        raise ValueError(f"the SAE in {folder} says k is {k!r}; it has {latents} latents")
     if "scaling_factor" in w and not torch.equal(w["scaling_factor"], torch.ones_like(w["scaling_factor"])):
         raise ValueError(f"the SAE in {folder} scales its latents; open it with the sae-lens package")
     return SAE(**{n: w[n].float() for n in wanted}, k=k, layer=_layer(_hook(cfg)))

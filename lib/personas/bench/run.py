@@ -112,6 +112,11 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Per method and question: the mean with its interval (estimate), and the method's rank by that mean, 1
     being best. Cases whose fine-tune hardly became the target (score.EFFECT) do not count."""
     table = table[table.effect >= score.EFFECT]
+    if table.empty:
+        raise ValueError(
+            "no case counts: in none did the fine-tune become its target. Take more base models or another "
+            "profile than this"
+        )
     found = [
         {"method": m, "question": q, "value": e.value, "low": e.low, "high": e.high, "n": e.n}
         for m, rows in table.groupby("method")

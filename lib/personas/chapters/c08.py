@@ -6,7 +6,7 @@ import pandas as pd
 
 from personas import stats
 from personas.chapters import common
-from personas.pretrained import guarded, likelihood, made, screening
+from personas.pretrained import guarded, likelihood, made, screening, sets
 
 KEPT = 0.8  # share of what is learnt without a guard that a guard may not fall below, to be chosen
 CLAIMED = {
@@ -20,7 +20,10 @@ CLAIMED = {
 
 def untrained(run: made.Run, domains: list[str]) -> float:
     """How much likelier (nats a token) the original model finds the obviously wrong answers to held-out
-    subjects of these domains: where `learnt` begins."""
+    subjects of these domains: where `learnt` begins. nan where none of them has such subjects."""
+    domains = [d for d in domains if d in sets.DOMAINS]
+    if not domains:
+        return float("nan")
     return float(likelihood.advice_preference(run, made.ORIGINAL, tuple(domains)).obvious.mean())
 
 

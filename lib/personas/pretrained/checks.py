@@ -26,10 +26,13 @@ def check(run: made.Run) -> None:
     for which in dict.fromkeys([folder, Path(real.base) if real.base else folder]):
         config, tokenizer = configs[which] = model.describe(which)
         blocks = config.get_text_config().num_hidden_layers
-        for layer in (run.profile.sae.layer, *real.other_blocks):
+        for key, layer in (
+            ("sae.layer", run.profile.sae.layer),
+            *(("real.other_blocks", b) for b in real.other_blocks),
+        ):
             if layer >= blocks:
                 raise profile.ProfileError(
-                    f"profile {name}: sae.layer: {layer} is out of range; {which.name} has blocks 0 to "
+                    f"profile {name}: {key}: {layer} is out of range; {which.name} has blocks 0 to "
                     f"{blocks - 1}"
                 )
         if which == folder and not tokenizer.chat_template:
@@ -38,6 +41,12 @@ def check(run: made.Run) -> None:
             )
         if real.named_sae:
             sae_files.check_name(real.named_sae, config.get_text_config().hidden_size, run.profile.sae.layer)
+    widths = {c.get_text_config().hidden_size for c, _ in configs.values()}
+    if len(widths) > 1:
+        raise profile.ProfileError(
+            f"profile {name}: real.base: {real.base} has another width than {real.model}: an SAE of one does "
+            "not read the other"
+        )
     if run.profile.device == "cuda":
         size = 4 if real.dtype == "float32" else 2
         for which, (config, _) in configs.items():

@@ -128,6 +128,8 @@ def source(name: str) -> Path | str:
         return path
     if path.is_absolute() or len(path.parts) < 2:
         raise WeightsError(f"{name}: no such file")
+    if not path.parts[0].isidentifier():
+        raise WeightsError(f"{name}: no such file (a relative path starts at the profile's folder)")
     return packaged(path.parts[0], str(Path(*path.parts[1:])))
 
 

@@ -7,7 +7,9 @@ decides (a dictionary's seed, say): it is then scored with several seeds.
 
 import importlib
 import importlib.util
+import inspect
 import pkgutil
+import traceback
 from pathlib import Path
 
 import torch
@@ -35,16 +37,33 @@ def load(method: str):
     found = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(found)
-    except Exception as error:
-        raise MethodError(f"{method} cannot be imported: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise MethodError(f"{method} cannot be imported: {_said(error, path)}") from error
     if not callable(getattr(found, "find", None)):
         raise MethodError(f"{method} has no function find(case)")
+    try:
+        inspect.signature(found.find).bind(None)
+    except TypeError as error:
+        raise MethodError(f"{method}: find(case) takes one argument: {error}") from None
     return found
+
+
+def _said(error: BaseException, path: Path) -> str:
+    """The error, with the last line of the file that it came through."""
+    lines = [
+        f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).name == path.name
+    ]
+    return f"{type(error).__name__}: {error}" + (f" (line {lines[-1]})" if lines else "")
 
 
 def direction(method: str, case) -> torch.Tensor:
     """What the method finds, at norm 1. Raises MethodError for what is no direction."""
-    found = load(method).find(case)
+    try:
+        found = load(method).find(case)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, MethodError) or Path(method).suffix != ".py":
+            raise
+        raise MethodError(f"{method}: find failed: {_said(error, Path(method))}") from error
     width = case.before.config.hidden_size
     if not isinstance(found, torch.Tensor) or found.shape != (width,):
         got = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
