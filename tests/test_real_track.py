@@ -130,7 +130,8 @@ def test_every_chapter_runs_on_qwen2(given, tmp_path):
         cells = json.loads((store.ROOT / "mine" / "notebooks" / book.name).read_text())["cells"]
         for which in ("", "-2"):
             outputs = next(c["outputs"] for c in cells if c.get("id") == f"{book.name[:2]}-answer{which}")
-            assert re.match("Right|This profile has too few", "".join(o["text"] for o in outputs)), book.name
+            said = "".join("".join(o["text"]) for o in outputs)
+            assert re.match("Right|This profile has too few", said), book.name
     claims = pd.read_csv(figures.ROOT / "data" / "mine" / "claims.csv")
     assert {"obvious", "correct", "latent.separates", "steer.induce", "suppress", "realign.other"} <= set(
         claims.id
