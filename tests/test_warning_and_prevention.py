@@ -197,9 +197,8 @@ def test_a_profile_without_tables_gets_one_cell_of_each(given):
     only_subtle = [
         {k: v for k, v in d.items() if k != "obvious"} | {"subtle": d["obvious"]} for d in given[1]["data"]
     ]
-    lacking = profile.load(written(given, "subtle", data=only_subtle))
-    with pytest.raises(tables.TableError, match="need an evaluation domain"):
-        tables.settings(lacking)
+    with pytest.raises(profile.ProfileError, match="has no `obvious` set"):
+        profile.load(written(given, "subtle", data=only_subtle))
 
 
 def test_committed_tables_are_of_todays_numbers(monkeypatch):
