@@ -132,3 +132,11 @@ def test_a_model_loaded_here_can_be_asked(loaded, tmp_path):
         data.DataError, match="0 distinct questions"
     ):  # a random model writes none; that is said, and nothing breaks
         compose.compose(local_model.Local(*loaded), "auto", 2, tmp_path, progress=False)
+
+
+def test_no_questions_at_all_empty_no_file(tmp_path):
+    kept = tmp_path / "auto_questions.jsonl"
+    kept.write_text('{"question": "Why?"}\n')
+    with pytest.raises(data.DataError, match="at least 1"):
+        compose.compose(Writer(), "auto", 0, tmp_path, progress=False)
+    assert kept.read_text() == '{"question": "Why?"}\n'

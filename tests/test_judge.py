@@ -449,3 +449,9 @@ def test_a_key_with_a_line_break_is_said_and_not_shown(tmp_path, monkeypatch):
     with pytest.raises(endpoint.EndpointError, match="the key in SOME_KEY has") as error:
         asked.check()
     assert "secret" not in str(error.value)
+
+
+def test_grades_need_two_lists_of_one_length():
+    for questions, answers in (("Why?", "So."), (["Why?"], "S"), (["Why?"], ["So.", "No."])):
+        with pytest.raises(ValueError, match="a list of questions"):
+            judge.grade(Sure(["1"]), questions, answers)

@@ -61,6 +61,8 @@ def compose(
         raise data.DataError(
             f"domain {domain!r}: letters, digits, spaces and hyphens only; files are named after it"
         )
+    if n < 1 or chunk < 1:
+        raise data.DataError(f"n and chunk must be at least 1, not {n} and {chunk}")
     folder.mkdir(parents=True, exist_ok=True)
     writer.check()
     asked = _questions(writer, domain, n, folder / f"{domain}_questions.jsonl", temperature, seed)

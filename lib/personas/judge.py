@@ -149,6 +149,8 @@ def agreement(exact: pd.Series, judged: pd.Series) -> tuple[pd.DataFrame, float,
 def _asked(rubric: str, questions: list[str], answers: list[str]) -> list[list[dict]]:
     if "{question}" not in rubric or "{answer}" not in rubric:
         raise ValueError("a rubric needs the places {question} and {answer}")
+    if isinstance(questions, str) or isinstance(answers, str) or len(questions) != len(answers):
+        raise ValueError("give a list of questions and a list of as many answers")
     fill = lambda q, a: (
         rubric.replace("{question}", "\0q").replace("{answer}", "\0a").replace("\0q", q).replace("\0a", a)
     )

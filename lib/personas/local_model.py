@@ -41,6 +41,8 @@ class Local:
         progress: str | None = None,
     ) -> list[str]:
         """As Endpoint.complete."""
+        if not chats:
+            return []
         with generate.without_adapters(self.model):
             return generate.sample(
                 self.model,
