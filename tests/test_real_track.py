@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import re
+import shutil
 
 import pandas as pd
 import pytest
@@ -176,6 +177,21 @@ def test_another_base_model_gets_an_sae_of_its_own(given):
     assert readings.sae_folder(run, 1) != readings.sae_folder(plain, 1) and readings.unit(
         run
     ) != readings.unit(plain)
+
+
+def test_what_no_model_here_fits_is_named_by_its_key(given, tmp_path):
+    """A block beyond the model, a base model of another width, weights that were cut short."""
+    with pytest.raises(profile.ProfileError, match="real.other_blocks: 99 is out of range"):
+        common.open_run(written(given, "beyond", other_blocks=[99]))
+    shutil.copytree(given[0] / "llama", tmp_path / "wide")
+    about = json.loads((tmp_path / "wide" / "config.json").read_text())
+    (tmp_path / "wide" / "config.json").write_text(json.dumps(about | {"hidden_size": 96}))
+    with pytest.raises(profile.ProfileError, match="real.base: .* has another width"):
+        common.open_run(written(given, "wide", base=str(tmp_path / "wide")))
+    weights = tmp_path / "wide" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(model.ModelError, match="damaged or not whole"):
+        model.load(tmp_path / "wide")
 
 
 def test_an_sae_made_elsewhere_is_used(given, tmp_path):

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from personas import artifacts, figures, pipeline, store
+from personas import artifacts, figures, pipeline, profile, store
 
 
 @pytest.fixture(autouse=True)
@@ -227,8 +227,8 @@ def test_looking_makes_nothing():
 def test_figures_that_cannot_be_written_are_said_at_once(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(figures, "ROOT", tmp_path / "file")
-    with pytest.raises(store.StoreError, match="PERSONAS_FIGURES"):
-        figures.writable()
+    with pytest.raises(store.StoreError, match="cannot write to .*file.*PERSONAS_FIGURES"):
+        pipeline.run(profile.load("smoke"), [], "smoke")
 
 
 def test_times_that_were_cut_short_stop_no_run(tmp_path, monkeypatch):

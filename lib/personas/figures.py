@@ -1,6 +1,5 @@
 """How figures look, and where they and the tables behind them go."""
 
-import os
 from pathlib import Path
 
 import pandas as pd
@@ -36,20 +35,6 @@ def table(profile: str, name: str) -> Path:
     one) the committed one. It need not exist."""
     own = ROOT / "data" / profile / f"{name}.csv"
     return own if own.exists() else store.PROJECT / "figures" / "data" / profile / f"{name}.csv"
-
-
-def writable() -> None:
-    """Raise store.StoreError at once if figures could not be written."""
-    try:
-        ROOT.mkdir(parents=True, exist_ok=True)
-        probe = ROOT / f".probe{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise store.StoreError(
-            f"cannot write figures to {ROOT}: {error.strerror}. Set PERSONAS_FIGURES to a folder you may "
-            "write to."
-        ) from None
 
 
 def style() -> None:

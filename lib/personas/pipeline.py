@@ -141,7 +141,7 @@ def run(profile: Profile, books: list[Path], source: str, seed: int = 0, save_in
     from there.
     """
     store.writable(need_gb=1.0)
-    figures.writable()
+    store.writable(figures.ROOT, "PERSONAS_FIGURES")
     done = store.ROOT / profile.name / "notebooks"
     done.mkdir(parents=True, exist_ok=True)
     for book in (bar := progress.Bar(books, desc=f"profile {profile.name}", unit="notebook")):

@@ -259,7 +259,7 @@ def _check_data(found: Profile, name: str) -> None:
     """Every domain has an obviously wrong set, and all of its sets are the project's own or none is."""
     from personas.world import DOMAINS
 
-    own = [d for d in DOMAINS if d != "code"]  # the small models can do nothing with code (docs/evidence.md)
+    own = [d for d in DOMAINS if d != "code"]  # whose subjects are all trained on, none held out
     for d in found.real.data:
         sets = [v for v in (d.correct, d.subtle, d.obvious) if v]
         if not d.obvious:

@@ -260,20 +260,21 @@ def read_lines(path: Path) -> list[dict]:
     return rows
 
 
-def writable(need_gb: float = 0.5) -> None:
-    """Raise StoreError at once if the store cannot be written or the disk is nearly full."""
+def writable(folder: Path | None = None, variable: str = "PERSONAS_RUNS", *, need_gb: float = 0.5) -> None:
+    """Raise StoreError at once if this folder, by default the store, cannot be written or its disk is nearly
+    full (GB). variable: the environment variable that would name another one."""
+    folder = folder or ROOT
     try:
-        ROOT.mkdir(parents=True, exist_ok=True)
-        probe = ROOT / f".probe{os.getpid()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise StoreError(
-            f"cannot write to the store {ROOT}: {error.strerror}. Set PERSONAS_RUNS to a folder that you "
-            "may write to."
+            f"cannot write to {folder}: {error.strerror}. Set {variable} to a folder that you may write to."
         ) from error
-    free = shutil.disk_usage(ROOT).free / 1e9
+    free = shutil.disk_usage(folder).free / 1e9
     if free < need_gb:
         raise StoreError(
-            f"only {free:.1f} GB free in {ROOT}, {need_gb} GB needed. Free some space or set PERSONAS_RUNS."
+            f"only {free:.1f} GB free in {folder}, {need_gb} GB needed. Free some space or set {variable}."
         )
