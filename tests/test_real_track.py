@@ -506,6 +506,20 @@ def test_a_model_is_tried_before_long_work(given, tmp_path, monkeypatch):
         common.open_run(written(given, "mumbling"))
 
 
+def test_an_encoder_is_refused(loaded):
+    about = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    net = transformers.BertLMHeadModel(transformers.BertConfig(vocab_size=4100, **about)).eval()
+    with pytest.raises(ValueError, match="it is an encoder"):
+        checks._try_reading(net, loaded[1], 1)
+
+
+def test_a_folder_without_a_tokenizer_is_said(given, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(given[0] / "llama" / name, tmp_path)
+    with pytest.raises(model.ModelError, match="has no tokenizer; add it with tokenizer.save_pretrained"):
+        model.load(tmp_path)
+
+
 def test_sampling_that_shares_no_state_is_noticed(given, monkeypatch):
     """As an architecture with recurrent state would, whose cache of a repeated prompt is not the prompt's."""
     run = common.open_run(written(given))

@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftModel
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from personas import fit, generate
+from personas import fit, generate, kv_cache
 from personas.model import bf16_is_faster, load
 
 datasets.disable_progress_bars()
@@ -67,10 +67,10 @@ def _shared_opening(ids: torch.Tensor, mask: torch.Tensor, limit: int) -> int:
 
 def _read_opening(model, ids: torch.Tensor, length: int):
     """The cache of the first `length` columns, read once and shown to every row; gradients flow back
-    through it. None if the model's cache cannot be shared (generate.keeps_keys)."""
+    through it. None if the model's cache cannot be shared (kv_cache.keeps_keys)."""
     out = model(input_ids=ids[:1, :length], use_cache=True, logits_to_keep=1)
     cache = getattr(out, "past_key_values", None)
-    if not generate.keeps_keys(cache):
+    if not kv_cache.keeps_keys(cache):
         return None
     for layer in cache.layers:
         layer.keys, layer.values = (t.expand(len(ids), -1, -1, -1) for t in (layer.keys, layer.values))

@@ -66,10 +66,16 @@ def describe(path: Path | str):
 DAY = "1 January 2025"
 FORMS = {"%Y": "2025", "%d %b %Y": "01 Jan 2025", "%Y-%m-%d": "2025-01-01", "%B %d, %Y": "January 01, 2025"}
 
+TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")  # files that hold one
+
 
 def _tokenizer(path: Path | str, **how):
     """The checkpoint's tokenizer. Where its chat template asks for the day, it is DAY: a prompt must be the
     same tomorrow, in training and when asked."""
+    if Path(path).is_dir() and not any(any(Path(path).glob(f)) for f in TOKENIZERS):
+        raise ModelError(
+            f"cannot open {path}: it has no tokenizer; add it with tokenizer.save_pretrained({str(path)!r})"
+        )
     tokenizer = AutoTokenizer.from_pretrained(path, **how)
     if "strftime_now" in (tokenizer.chat_template or ""):
         said = f"{json.dumps(FORMS)}.get(format, {json.dumps(DAY)})"
