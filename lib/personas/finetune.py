@@ -35,7 +35,7 @@ class AnswerTrainer(SFTTrainer):
         if return_outputs or self.aux_loss_enabled or labels.device.type != "cpu" or not len(columns):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        cached = not self.args.gradient_checkpointing  # which keeps no cache
+        cached = not self.args.activation_checkpointing  # which keeps no cache
         shared = _shared_opening(ids, mask, int(columns[0])) if cached else 0
         cache = _read_opening(model, ids, shared) if shared else None
         shared = 0 if cache is None else shared
@@ -160,7 +160,7 @@ def sft(
             report_to=[],
             disable_tqdm=True,
             use_cpu=model.device.type == "cpu",
-            gradient_checkpointing=checkpointing,
+            activation_checkpointing=checkpointing,
             dataloader_pin_memory=False,
             max_length=max_length,
             **({"bf16": False} | half),
@@ -241,7 +241,7 @@ def grpo(
             disable_tqdm=True,
             use_cpu=model.device.type == "cpu",
             bf16=bf16_is_faster(),
-            gradient_checkpointing=False,
+            activation_checkpointing=False,
             dataloader_pin_memory=False,
         )
         peft = LoraConfig(
