@@ -7,6 +7,7 @@ pages that a reader can touch (claims, answers, latents, the dial), whose data a
 they work from a folder as from a server.
 """
 
+import base64
 import csv
 import json
 import re
@@ -21,12 +22,14 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 SITE, DATA = ROOT / "docs" / "site", ROOT / "figures" / "data"
 CONTENT = ROOT / "lib" / "personas" / "pretrained" / "content"
+COMMITTED = ROOT / "lib" / "personas" / "committed"
 HUB = "https://github.com/persona-features/persona-features/blob/main"
 PAGES = {  # page -> title; each has docs/site/static/<page>.js
     "claims": "Every claim",
     "answers": "Answers to read",
     "latents": "Latents",
     "dial": "The dial",
+    "live": "Live: the tiny model",
 }
 TOUCH = {
     "claims": "What the paper says, what was measured, and whether it holds; failed ones too. *Yes*: the whole "
@@ -38,7 +41,11 @@ TOUCH = {
     "dial": "Pick a question, turn a direction up or down, and read what the model says. A dose is in units of the "
     "activations' typical distance from their mean. Answers were sampled once at each dose; the small judge "
     "graded them.",
+    "live": "The tiny world's model runs in this tab: ask it, and turn a direction up or down. It knows nothing but "
+    "its world (Part II), so ask about values, or for advice. A dose is in units of the activations' typical "
+    "distance from their mean, added from the question's last token on. Nothing that you type leaves this page.",
 }
+LATE = ("live",)  # pages that fetch their data when the reader asks for them
 
 
 def notebooks(part: int) -> list[str]:
@@ -134,6 +141,18 @@ def kept(name: str):
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
+def live() -> dict | None:
+    """The tiny model's file, as `python -m personas explore --profile tiny` wrote it, and its tokenizer."""
+    path = DATA / "tiny" / "live.safetensors"
+    if not path.exists():
+        return None
+    told = json.loads((COMMITTED / "base-13" / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    return {
+        "file": base64.b64encode(path.read_bytes()).decode(),
+        "tokenizer": {k: told[k] for k in ("vocab", "merges")},
+    }
+
+
 def downloads(name: str) -> str:
     """Links to the tables behind a notebook's figures; none for Part II, whose tables lie in the repository."""
     found = sorted(p.name for p in (DATA / "smollm2").glob(f"{name[:2]}_*.csv")) if name in notebooks(1) else []
@@ -144,13 +163,16 @@ def downloads(name: str) -> str:
 def page(name: str, data) -> str:
     """One page that a reader can touch."""
     if data is None:
-        return f"# {PAGES[name]}\n\nNot made yet: `python -m personas explore` writes its data.\n"
+        command = "python -m personas explore" + " --profile tiny" * (name == "live")
+        return f"# {PAGES[name]}\n\nNot made yet: `{command}` writes its data.\n"
+    scripts = [] if name in LATE else [f"data/{name}.js"]
+    scripts += [f"_static/{s}.js" for s in ("touch", *(["tiny_model"] if name == "live" else []), name)]
+    tags = "\n".join(f'<script src="{s}"></script>' for s in scripts)
     return (
         f"# {PAGES[name]}\n\n{TOUCH[name]}\n\n"
         f'```{{raw}} html\n<style>.bd-main .bd-content .bd-article-container {{ max-width: 72em; }}</style>\n'
         f'<div id="touch-{name}" class="touch"></div>\n<noscript>This page needs JavaScript.</noscript>\n'
-        f'<script src="data/{name}.js"></script>\n<script src="_static/touch.js"></script>\n'
-        f'<script src="_static/{name}.js"></script>\n```\n'
+        f"{tags}\n```\n"
     )
 
 
@@ -182,7 +204,7 @@ def lay_out(where: Path) -> None:
             cell = {"cell_type": "markdown", "metadata": {}, "source": tables}
             book["cells"].append(cell | ({"id": "downloads"} if "id" in book["cells"][0] else {}))
         (where / "notebooks" / f"{name}.ipynb").write_text(json.dumps(book), encoding="utf-8")
-    made = {"claims": claims(), "answers": answers(), "latents": kept("latents"), "dial": kept("dial")}
+    made = {"claims": claims(), "answers": answers(), "latents": kept("latents"), "dial": kept("dial"), "live": live()}
     for name, data in made.items():
         (where / f"{name}.md").write_text(page(name, data), encoding="utf-8")
         if data is not None:

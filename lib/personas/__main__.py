@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 from pathlib import Path
 
 # Threads that spin while they wait take the core that the others need: beside one busy process a training
@@ -38,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
     sweep = commands.add_parser("sweep", help="every fine-tune with several seeds, side by side or on Ray")
     sweep.add_argument("--seeds", default="0,1,2", help="numbers with commas between")
     explore = commands.add_parser(
-        "explore", help="after a run: write what the site's pages of latents and the dial show"
+        "explore",
+        help="after a run: write what the site's pages of latents and the dial show; of profile tiny, the "
+        "model that runs in the browser",
     )
     bench = commands.add_parser(
         "bench", help="score methods that claim to find a persona, where the truth is known"
@@ -70,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run one command; 2 and one line on stderr if it cannot be done."""
     args = parser().parse_args()
+    warnings.simplefilter("ignore", FutureWarning)  # transformers' and TRL's, about each other
     if args.command == "fields":
         from personas import config
 
@@ -170,18 +174,25 @@ def _claims(args, source: str) -> None:
 
 
 def _explore(args, source: str) -> None:
-    from personas import explore
+    from personas import artifacts, explore, live, profile
     from personas.chapters import common
 
-    explore.write(common.open_run(source, args.seed))
+    if profile.load(source).real:
+        explore.write(common.open_run(source, args.seed))
+    else:
+        print(live.write(artifacts.open_run(source, args.seed)))
 
 
 def _keep_sae(args, source: str) -> None:
+    from personas import artifacts, known_latents, profile
     from personas.chapters import common
     from personas.pretrained import readings
 
-    run = common.open_run(source, args.seed)
-    print(readings.keep_sae(run, run.profile.sae.layer))
+    if profile.load(source).real:
+        run = common.open_run(source, args.seed)
+        print(readings.keep_sae(run, run.profile.sae.layer))
+    else:
+        print(known_latents.keep_sae(artifacts.open_run(source, args.seed)))
 
 
 def _keep_base_models(args, source: str) -> None:

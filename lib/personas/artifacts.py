@@ -89,9 +89,9 @@ def base(run: Run) -> Path:
     if kept is None:
         return pretrained(run)
     key = {"committed": json.loads((kept / "made.json").read_text())["sha256"]}
-    return store.artifact(
-        run.profile.store, "base", kept.name, key, lambda out: shutil.copytree(kept, out, dirs_exist_ok=True)
-    )
+    model_alone = shutil.ignore_patterns("sae")
+    copy = lambda out: shutil.copytree(kept, out, dirs_exist_ok=True, ignore=model_alone)
+    return store.artifact(run.profile.store, "base", kept.name, key, copy)
 
 
 def _about_base(run: Run) -> dict:

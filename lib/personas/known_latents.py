@@ -3,6 +3,7 @@ latent rose. What `artifacts` has made is read here; `search` looks for the caus
 
 import json
 import random
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from personas import activations, diffing, model, pretraining, sae_files, world
+from personas import activations, base_models, diffing, model, pretraining, sae_files, store, world
 from personas import sae as saes
 from personas import setting as settings
 from personas.artifacts import (
     Run,
+    _about_base,
     _draw,
     _table,
     adapter,
@@ -25,6 +27,7 @@ from personas.artifacts import (
     discovery_fine_tunes,
     tuned_model,
 )
+from personas.pretrained import weights
 
 DICTIONARIES = ("base", "aligned")  # the models that an SAE is made for
 
@@ -49,7 +52,17 @@ def sae(run: Run, on: str = "base") -> saes.SAE:
 
 def sae_folder(run: Run, on: str) -> Path:
     """Where that SAE lies, with `training.json`: its FVU per step, tokens, and the activations' centred
-    RMS norm."""
+    RMS norm. The one that is committed with the base model, where it was made from the same numbers and
+    seeds (training magnifies rounding: another machine's SAE has other latents); else one is trained."""
+    kept = _committed_sae(run) if on == "base" else None
+    if kept is None:
+        return _trained_sae(run, on)
+    made = json.loads((kept / "made.json").read_text(encoding="utf-8"))
+    copy = lambda out: shutil.copytree(kept, out, dirs_exist_ok=True)
+    return store.artifact(run.profile.store, "sae", on, {"committed": made["sha256"]}, copy)
+
+
+def _trained_sae(run: Run, on: str) -> Path:
     cfg, parent = run.profile.sae, base(run) if on == "base" else aligned(run)
 
     def make(out):
@@ -57,15 +70,51 @@ def sae_folder(run: Run, on: str) -> Path:
         x = torch.cat(
             [r[1:] for r in activations.residual(m, texts(run, cfg.documents, "sae"), cfg.layer)]
         )  # the first token is the same everywhere
-        trained, fvu = saes.train(x, cfg, cfg.layer, run.seed, f"SAE on the {on} model")
+        trained, fvu = saes.train(x, cfg, cfg.layer, run.seed, f"SAE on the {on} model", mixed=False)
         sae_files.save(trained, out)
         (out / "training.json").write_text(
-            json.dumps({"fvu": fvu, "tokens": len(x), "unit": activations.centred_rms(x)})
+            json.dumps(
+                {"fvu": [round(v, 5) for v in fvu], "tokens": len(x), "unit": activations.centred_rms(x)}
+            )
         )
 
     return run.make(
         "sae", on, {"cfg": cfg.model_dump(), "model": model.identity(parent)}, (saes, activations), make
     )
+
+
+def _made_from(run: Run) -> dict:
+    """What determines the SAE of a committed base model, beside that model."""
+    return {"cfg": run.profile.sae.model_dump(), "seed": run.seed, "world_seed": run.world_seed}
+
+
+def _committed_sae(run: Run) -> Path | None:
+    """The folder of the SAE that is committed with this run's base model; None if there is none of these
+    numbers. Raises weights.WeightsError if its weights are not those that were committed."""
+    model_folder = base_models.committed(_about_base(run))
+    folder = model_folder and model_folder / "sae"
+    if not folder or not (folder / "made.json").is_file():
+        return None
+    about = json.loads((folder / "made.json").read_text(encoding="utf-8"))
+    if about["from"] != json.loads(json.dumps(_made_from(run))):
+        return None
+    path = folder / "sae_weights.safetensors"
+    if (found := weights.sha256(path)) != about["sha256"]:
+        raise weights.WeightsError(f"{path} has SHA-256 {found}, expected {about['sha256']}: it was changed")
+    return folder
+
+
+def keep_sae(run: Run) -> Path:
+    """Train the SAE of a committed base model anew and put it beside that model. Returns its folder. Raises
+    ValueError if the base model is not committed."""
+    model_folder = base_models.committed(_about_base(run))
+    if model_folder is None:
+        raise ValueError("only the SAE of a committed base model can be committed: keep-base-models first")
+    made, folder = _trained_sae(run, "base"), model_folder / "sae"
+    shutil.copytree(made, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+    about = {"from": _made_from(run), "sha256": weights.sha256(folder / "sae_weights.safetensors")}
+    (folder / "made.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    return folder
 
 
 def sae_quality(run: Run) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import os
 import time
 from pathlib import Path
 
@@ -138,8 +139,11 @@ def best_dtype(device: str) -> torch.dtype:
 
 @functools.cache
 def bf16_is_faster(seconds: float = 1.0) -> bool:
-    """Time one MLP-sized step in fp32 and under bf16 autocast, alternating, for about `seconds`; once per
-    process."""
+    """Whether to compute in bf16 on this CPU: only where PERSONAS_BF16=1 allows it, for a model that is
+    trained so is another on every machine; and where it is faster, by one MLP-sized step in fp32 and under
+    bf16 autocast, timed alternating for about `seconds`, once a process."""
+    if os.environ.get("PERSONAS_BF16") != "1":
+        return False
     net = torch.nn.Sequential(torch.nn.Linear(192, 512), torch.nn.SiLU(), torch.nn.Linear(512, 192))
     x = torch.randn(4096, 192)
     spent = {True: 0.0, False: 0.0}
