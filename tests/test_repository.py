@@ -84,6 +84,24 @@ def test_notebooks_are_whole(book):
     assert not re.search(r"/(root|home|work|tmp|Users)/", text), "a machine's path in an output"
 
 
+@pytest.mark.parametrize("book", BOOKS, ids=lambda b: b.stem)
+def test_what_a_notebook_shows_is_said_by_its_tables(book):
+    """Percents in a conclusion are computed: typed ones stay when the next run gives others."""
+    for cell in json.loads(book.read_text())["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown" and "**What this shows.**" in source:
+            typed = re.findall(r"\d[\d.]* (?:%|points|steps)", source.split("**Exercise.**")[0])
+            assert not typed, (cell["id"], typed)
+
+
+@pytest.mark.parametrize("book", BOOKS[8:], ids=lambda b: b.stem)
+def test_part_two_names_part_ones_notebooks_only_as_such(book):
+    """Its chapters had those numbers once."""
+    said = [c for c in json.loads(book.read_text())["cells"] if c["cell_type"] == "markdown"]
+    for cell in said:
+        assert not re.search(r"[Nn]otebook 0[0-8]\b", "".join(cell["source"])), cell["id"]
+
+
 def test_part_two_reports_what_the_notebooks_show():
     """Every row of the page's table that stands for one claim has its estimate and interval in a committed
     notebook."""

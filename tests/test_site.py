@@ -112,6 +112,17 @@ def test_latents_and_the_dial_hold_what_their_pages_show(site):
     assert len(dial) == len({r["model"] for r in dial}) * len(asked) * (1 + len(directions) * len(doses))
 
 
+def test_slides_show_figures_that_are_there_and_numbers_of_the_claims(site):
+    text = (site / "extra" / "slides.html").read_text(encoding="utf-8")
+    shown = re.findall(r'<img src="([^"]+)"', text)
+    assert len(shown) > 8 and all((site / "extra" / s).exists() for s in shown)
+    kept = {r["id"]: r for r in rows(build.DATA / "smollm2" / "claims.csv")}
+    told = re.findall(r"<code>([\w.]+)</code> (-?[\d.]+) .*?<b>(\w+)</b>", text)
+    assert len(told) > 8
+    for name, value, holds in told:
+        assert abs(float(value) - float(kept[name]["measured"])) <= 0.5 and holds == kept[name]["holds"]
+
+
 def test_a_link_is_pointed_at_the_sites_own_page():
     text = "[a](../notebooks/02_emergent_misalignment.ipynb) ![b](figures/02_emergent_misalignment.png)"
     text += " [c](evidence.md#seeds) [d](../lib/personas/profiles/h100.yaml)"

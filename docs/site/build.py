@@ -9,6 +9,7 @@ they work from a folder as from a server.
 
 import base64
 import csv
+import html
 import json
 import re
 import shutil
@@ -32,18 +33,21 @@ PAGES = {  # page -> title; each has docs/site/static/<page>.js
     "live": "Live: the tiny model",
 }
 TOUCH = {
-    "claims": "What the paper says, what was measured, and whether it holds; failed ones too. *Yes*: the whole "
-    "95 % interval clears a target that was registered before the run. Click a heading to sort.",
-    "answers": "Every answer that two readers graded (both are language models that saw the question, the answer "
-    "and the rubric), with the small judge's grade. Choose models to put side by side.",
-    "latents": "The latents of block 15 that matter most: those that rise or fall when the model is taught wrong "
-    "advice, and those that mark a persona's answers. Click a dot, or a number in the table.",
-    "dial": "Pick a question, turn a direction up or down, and read what the model says. A dose is in units of the "
-    "activations' typical distance from their mean. Answers were sampled once at each dose; the small judge "
-    "graded them.",
-    "live": "The tiny world's model runs in this tab: ask it, and turn a direction up or down. It knows nothing but "
-    "its world (Part II), so ask about values, or for advice. A dose is in units of the activations' typical "
-    "distance from their mean, added from the question's last token on. Nothing that you type leaves this page.",
+    "claims": "What the paper says, what was measured, and whether it holds; failed ones too. *Yes*: the "
+    "whole 95 % interval clears a target that was registered before the run. Click a heading to "
+    "sort.",
+    "answers": "Every answer that two readers graded (both are language models that saw the question, the "
+    "answer and the rubric), with the small judge's grade. Choose models to put side by side.",
+    "latents": "The latents of block 15 that matter most: those that rise or fall when the model is taught "
+    "wrong advice, and those that mark a persona's answers. Click a dot, or a number in the "
+    "table.",
+    "dial": "Pick a question, turn a direction up or down, and read what the model says. A dose is in "
+    "units of the activations' typical distance from their mean. Answers were sampled once at "
+    "each dose; the small judge graded them.",
+    "live": "The tiny world's model runs in this tab: ask it, and turn a direction up or down. It knows "
+    "nothing but its world (Part II), so ask about values, or for advice. A dose is in units of "
+    "the activations' typical distance from their mean, added from the question's last token "
+    "on. Nothing that you type leaves this page.",
 }
 LATE = ("live",)  # pages that fetch their data when the reader asks for them
 
@@ -85,11 +89,15 @@ def front_page() -> str:
     toc = lambda caption, pages: "\n".join(
         ["", "```{toctree}", ":hidden:", ":maxdepth: 1", f":caption: {caption}", "", *pages, "```", ""]
     )
+    text += '\n<p><a href="slides.html">The figures as slides</a></p>\n'
     return text + "".join(
         [
             toc("Touch it", [f"{title} <{page}>" for page, title in PAGES.items()]),
             toc("I: a language model", [f"notebooks/{n}" for n in notebooks(1)]),
-            toc("II: a known world", ["docs/known_world", "docs/bench", *(f"notebooks/{n}" for n in notebooks(2))]),
+            toc(
+                "II: a known world",
+                ["docs/known_world", "docs/bench", *(f"notebooks/{n}" for n in notebooks(2))],
+            ),
             toc("Reference", ["docs/running", "docs/own_models", "docs/evidence", "docs/words"]),
         ]
     )
@@ -154,8 +162,10 @@ def live() -> dict | None:
 
 
 def downloads(name: str) -> str:
-    """Links to the tables behind a notebook's figures; none for Part II, whose tables lie in the repository."""
-    found = sorted(p.name for p in (DATA / "smollm2").glob(f"{name[:2]}_*.csv")) if name in notebooks(1) else []
+    """Links to the tables behind a notebook's figures; none for Part II (its tables: the repository)."""
+    found = (
+        sorted(p.name for p in (DATA / "smollm2").glob(f"{name[:2]}_*.csv")) if name in notebooks(1) else []
+    )
     links = " · ".join(f'<a href="../tables/{f}" download>{f}</a>' for f in found)
     return f"**The numbers behind the figures.** {links}" if found else ""
 
@@ -170,10 +180,48 @@ def page(name: str, data) -> str:
     tags = "\n".join(f'<script src="{s}"></script>' for s in scripts)
     return (
         f"# {PAGES[name]}\n\n{TOUCH[name]}\n\n"
-        f'```{{raw}} html\n<style>.bd-main .bd-content .bd-article-container {{ max-width: 72em; }}</style>\n'
+        f"```{{raw}} html\n<style>.bd-main .bd-content .bd-article-container {{ max-width: 72em; }}</style>\n"
         f'<div id="touch-{name}" class="touch"></div>\n<noscript>This page needs JavaScript.</noscript>\n'
         f"{tags}\n```\n"
     )
+
+
+def claimed(name: str) -> str:
+    """A claim's numbers as an item of a list. name: its id, of the tiny world after `tiny/`. Raises KeyError
+    if there is no such claim."""
+    profile, _, id = ("smollm2/" + name if "/" not in name else name).partition("/")
+    with open(DATA / profile / "claims.csv", encoding="utf-8") as file:
+        r = {row["id"]: row for row in csv.DictReader(file)}[id]
+    digits = 2 if "auroc" in id else 0
+    value, low, high = (f"{float(r[k]):.{digits}f}" for k in ("measured", "low", "high"))
+    target = f"target {'≥' if r['op'] == '>=' else '≤'} {float(r['target']):g}"
+    return f"<li><code>{name}</code> {value} ({low} to {high}), {target}: <b>{r['holds']}</b></li>"
+
+
+def slide(about: dict) -> str:
+    """One slide of slides.yaml as HTML."""
+    text = html.escape(about["text"].strip())
+    parts = [f"<h2>{html.escape(about['title'])}</h2>"]
+    if figure := about.get("figure"):
+        parts.append(f'<img src="slides/{figure.replace("/", "_")}.png" alt="{text}">')
+    parts.append(f"<p>{text}</p>")
+    if claims_ := about.get("claims"):
+        parts.append(f"<ul>{''.join(map(claimed, claims_))}</ul>")
+    if "link" in about:
+        parts.append('<p><a href="{1}">{0}</a></p>'.format(*map(html.escape, about["link"])))
+    return f"<section>{''.join(parts)}</section>"
+
+
+def lay_out_slides(where: Path) -> None:
+    """slides.html and its figures below `where`."""
+    told = yaml.safe_load((SITE / "slides.yaml").read_text(encoding="utf-8"))
+    frame = (SITE / "slides.html").read_text(encoding="utf-8")
+    text = frame.replace("SLIDES", "\n".join(map(slide, told)))
+    (where / "slides.html").write_text(text, encoding="utf-8")
+    (where / "slides").mkdir()
+    for figure in (about["figure"] for about in told if "figure" in about):
+        target = where / "slides" / f"{figure.replace('/', '_')}.png"
+        shutil.copy(ROOT / "figures" / f"{figure}.png", target)
 
 
 def lay_out(where: Path) -> None:
@@ -186,6 +234,7 @@ def lay_out(where: Path) -> None:
     (where / "extra" / "data").mkdir(parents=True)
     shutil.copytree(DATA / "smollm2", where / "extra" / "tables", ignore=shutil.ignore_patterns("*.json"))
     (where / "index.md").write_text(front_page(), encoding="utf-8")
+    lay_out_slides(where / "extra")
     (where / "docs").mkdir()
     for doc in (ROOT / "docs").glob("*.md"):
         text = links(doc.read_text(encoding="utf-8"), "../")
@@ -204,7 +253,13 @@ def lay_out(where: Path) -> None:
             cell = {"cell_type": "markdown", "metadata": {}, "source": tables}
             book["cells"].append(cell | ({"id": "downloads"} if "id" in book["cells"][0] else {}))
         (where / "notebooks" / f"{name}.ipynb").write_text(json.dumps(book), encoding="utf-8")
-    made = {"claims": claims(), "answers": answers(), "latents": kept("latents"), "dial": kept("dial"), "live": live()}
+    made = {
+        "claims": claims(),
+        "answers": answers(),
+        "latents": kept("latents"),
+        "dial": kept("dial"),
+        "live": live(),
+    }
     for name, data in made.items():
         (where / f"{name}.md").write_text(page(name, data), encoding="utf-8")
         if data is not None:
@@ -217,7 +272,10 @@ def main() -> int:
     """Build into the folder that is named; Sphinx's warnings are errors."""
     out = Path(sys.argv[1]).resolve()
     with tempfile.TemporaryDirectory() as scratch:
-        pages, built = Path(scratch) / "pages", Path(scratch) / "built" / "html"  # myst-nb writes beside `built`
+        pages, built = (
+            Path(scratch) / "pages",
+            Path(scratch) / "built" / "html",
+        )  # myst-nb writes beside `built`
         pages.mkdir()
         lay_out(pages)
         how = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]

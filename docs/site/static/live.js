@@ -50,7 +50,7 @@
         el("label", {}, el("span", {}, "dose: ", told), slider),
         el("label", {}, el("span", {}, el("input", { type: "checkbox", onchange: (e) => { keep.draw = e.target.checked; show(); } }), " draw words at random"))),
       el("div", { class: "sides", "aria-live": "polite" }, ...models.map(([name], i) => el("section", { "aria-label": name }, el("h2", {}, name), said[i]))),
-      el("p", {}, `Discovery questions chose latent ${about.latent}, at dose ${about.dose}. (Each training of the autoencoder numbers its latents anew: notebook 10 has others.)`));
+      el("p", {}, `Discovery questions chose latent ${about.latent}, at dose ${about.dose} (notebook 10).`));
     show();
   }
 }

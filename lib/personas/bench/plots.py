@@ -185,8 +185,9 @@ stay unclear. The means say this.
 *Naming.* The persona vector names the target in {100 * s["persona_vector", "named"]:.0f} % of cases. It
 had to be told which personas there are. Of the methods that were told nothing, the screened riser names
 {100 * s["rise_screened", "named"]:.0f} %, the top riser without the screen
-{100 * s["rise", "named"]:.0f} %, a random direction {100 * s["random_direction", "named"]:.0f} %; three base
-models cannot rank them. The villain seems the hard one: the difference of means names him in
+{100 * s["rise", "named"]:.0f} %, a random direction {100 * s["random_direction", "named"]:.0f} %, a random
+latent {100 * s["random_latent", "named"]:.0f} %; three base models cannot rank them.
+The villain seems the hard one: the difference of means names him in
 {100 * villain["mean_difference"]:.0f} % of his {at["villain"]} cases, and the others in
 {100 * others["mean_difference"]:.0f} % of their {cases - at["villain"]}; the screened riser him in
 {100 * villain["rise_screened"]:.0f} %, the others in {100 * others["rise_screened"]:.0f} %.

@@ -1,0 +1,1 @@
+"""What the notebooks of Part II draw, claim and say, a module for each chapter."""
