@@ -6,5 +6,5 @@ import warnings
 # Where it is installed, it reports on import a kernel that nothing here uses, once a command.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-# peft asks transformers by a name that transformers has changed: nothing that a user could do.
-warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+# TRL and peft call transformers by names that it has changed: nothing that a user could do.
+warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing`", category=FutureWarning)
