@@ -127,27 +127,33 @@ def of_ways(kept: pd.DataFrame) -> list[dict]:
     return rows
 
 
+def ways_table(kept: pd.DataFrame) -> pd.DataFrame:
+    """Those means, a row a way, in percent."""
+    wide = ways(kept).pivot(index="way", columns="column", values="mean").loc[kept.way.unique(), list(WAYS)]
+    return wide.rename(columns={c: label for c, (label, _) in WAYS.items()}).rename_axis(
+        index=None, columns=None
+    )
+
+
 def ways_in_words(kept: pd.DataFrame) -> str:
     """What the study of cures shows, in its numbers."""
     mean = ways(kept).set_index(["way", "column"])["mean"]
-    names = list(kept.way.unique())
-    cures = [w for w in names[1:] if w[0] in "+−"]
-    ablations = [w for w in names[1:] if w not in cures]
-    said = lambda w: (
-        f"*{w}* {mean[w, 'score']:.1f} % (aligned {mean[w, 'aligned']:.0f} %, incoherent "
-        f"{mean[w, 'incoherent']:.0f} %)"
-    )
-    by_score = sorted(cures, key=lambda w: mean[w, "score"])
+    left = lambda way: f"{mean[way, 'score']:.1f} %"
+    cures = [w for w in kept.way.unique() if w[0] in "+−"]
+    best = min(cures, key=lambda w: mean[w, "score"])
     return (
-        f"Without a cure the mean score is {mean[names[0], 'score']:.0f} %. Under the cures: "
-        + "; ".join(map(said, by_score))
-        + ". Moving the models back along what *fell* cures better than taking away what rose. It is nearly "
-        "one push: one of the expert's latents dominates the sum, and the dose is larger than the shift that "
-        "fine-tuning made, so this is steering towards the expert rather than an exact repair. Advice in the "
-        "model's own domain becomes less wrong at best, and hardly ever right.\n\n"
-        "The ablations ask how much of the misalignment *needs* the latents: "
-        + "; ".join(map(said, ablations))
-        + ". A projection sets a direction to zero everywhere, not to its usual value, so it breaks more "
-        "than a steering vector does; a clamp acts only where the SAE says that a latent is on. The matched "
-        "ten are no neutral control: three of them were among those that fell most."
+        f"Moving the models back along what *fell* cures better than taking away what rose: *{best}* leaves "
+        f"{left(best)} of {left('none')}, with {mean[best, 'aligned']:.0f} % of the answers aligned, *+ "
+        f"most fallen* {left('+ most fallen')}; the chosen latent subtracted {left('− chosen latent')}, "
+        f"the plain difference of means {left('− mean difference')}, with the fewest broken answers. It is "
+        "nearly one push: one of the expert's latents dominates the sum, and the dose is larger than the "
+        "shift that fine-tuning made, so this is steering towards the expert rather than an exact repair. "
+        "Advice in the model's own domain becomes less wrong at best.\n\n"
+        "The ablations ask how much of the misalignment *needs* the latents. Without the ten that rose "
+        f"{left('project out ten risen')} is left; without the ten that mark the villain best "
+        f"{left('project out ten of the villain')}, but then "
+        f"{mean['project out ten of the villain', 'incoherent']:.0f} % of the answers are broken. A "
+        "projection sets a direction to zero everywhere, not to its usual value, so it breaks more than a "
+        "steering vector does; a clamp acts only where the SAE says that a latent is on, and does less. "
+        "The matched ten are no neutral control: three of them were among those that fell most."
     )
