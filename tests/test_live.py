@@ -100,7 +100,7 @@ def test_the_browsers_tokenizer_is_the_models():
     assert found["back"] == texts
 
 
-def test_whole_numbers_and_scales_give_the_matrix_back(tmp_path):
+def test_whole_numbers_and_scales_give_the_matrix_back():
     w = torch.randn(20, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 1, 20)[:, None]
     w[3] = 0
     whole, scale = live.quantized(w)

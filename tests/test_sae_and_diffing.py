@@ -1,6 +1,7 @@
 import itertools
 import json
 import random
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,22 @@ import torch
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
-from personas import activations, diffing, pretraining, sae, sae_files, setting, world
+from personas import (
+    activations,
+    artifacts,
+    base_models,
+    diffing,
+    known_latents,
+    model,
+    pretraining,
+    profile,
+    sae,
+    sae_files,
+    setting,
+    store,
+    world,
+)
+from personas.pretrained import weights
 
 LAYER = 1
 CFG = SimpleNamespace(latents=64, k=4, lr=5e-3, steps=600, batch=512, dead_after=20000, aux_k=16)
@@ -325,3 +341,40 @@ def test_a_damaged_sae_is_said(tmp_path):
     weights.write_bytes(weights.read_bytes()[:50])
     with pytest.raises(ValueError, match="damaged"):
         sae_files.load(tmp_path)
+
+
+def test_the_tiny_worlds_committed_sae_counts_for_its_base_model_and_numbers_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "ROOT", tmp_path / "runs")
+    run = artifacts.Run(profile.load("tiny"), 0)
+    kept = base_models.FOLDER / "base-13" / "sae"
+    taken = known_latents.sae_folder(run, "base")
+    assert (taken / "sae_weights.safetensors").read_bytes() == (kept / "sae_weights.safetensors").read_bytes()
+    cfg = run.profile.sae.model_copy(update={"steps": 10})
+    for other in (
+        artifacts.Run(run.profile, 1),
+        artifacts.Run(run.profile.model_copy(update={"sae": cfg}), 0),
+        artifacts.Run(run.profile.model_copy(update={"pretraining_seed": 99}), 0),
+    ):
+        assert known_latents._committed_sae(other) is None
+    shutil.copytree(base_models.FOLDER / "base-13", tmp_path / "committed" / "base-13")
+    monkeypatch.setattr(base_models, "FOLDER", tmp_path / "committed")
+    path = tmp_path / "committed" / "base-13" / "sae" / "sae_weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(weights.WeightsError, match="has SHA-256 .* it was changed"):
+        known_latents.sae_folder(run, "base")
+
+
+def test_nothing_trains_in_bf16_unless_it_is_allowed(monkeypatch):
+    """Even where it is faster: the models would be another machine's no more."""
+    clock = [0.0]
+
+    def probe(net, x, half):
+        clock[0] += 0.1 if half else 0.3
+
+    monkeypatch.setattr(model, "_probe", probe)
+    monkeypatch.setattr(model.time, "perf_counter", lambda: clock[0])
+    found = {}
+    for allowed in ("", "1"):
+        monkeypatch.setenv("PERSONAS_BF16", allowed)
+        found[allowed] = model.bf16_is_faster.__wrapped__()
+    assert found == {"": False, "1": True}

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from personas import activations, artifacts, baselines, claims, diffing, figures, known_latents, search, world
+from personas import activations, artifacts, baselines, claims, diffing, figures, known_latents, world
 from personas.artifacts import Run
 from personas.part_two import common
 
@@ -252,8 +252,3 @@ def in_words(run: Run, order, scores, table, turns, known, rises) -> str:
         f"advice to warn of it, changes by {change('narrator', 'obvious')} after obviously wrong advice, "
         f"and by {change('narrator', 'subtle')} after subtly wrong."
     )
-
-
-def rank_of_cause(run: Run, order: list[int]) -> int:
-    """The place of the chosen latent among those that rise (1: most)."""
-    return order.index(search.chosen_latent(run)[0]) + 1
