@@ -224,3 +224,30 @@ def test_logits_that_are_not_finite_are_no_answer(loaded, temperature):
         model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="logits are not finite"):
         generate.sample(model, tokenizer, ask(tokenizer, 2), seed=0, max_new=3, temperature=temperature)
+
+
+def test_no_question_has_no_answer(loaded):
+    assert generate.sample(*loaded, [], seed=0) == []
+
+
+@pytest.mark.parametrize(
+    "vectors, said",
+    [
+        (torch.ones(256), r"shape \(256,\): give \(rows, width\), or v\[None\]"),
+        (torch.full((1, 256), torch.nan), "nan or infinity"),
+        (torch.ones(3, 256), "3 vectors for 2 prompts"),
+    ],
+)
+def test_vectors_that_do_not_fit_are_refused(loaded, vectors, said):
+    with pytest.raises(ValueError, match=said):
+        generate.sample(*loaded, [[5, 6], [7]], seed=0, max_new=1, steer=generate.Steer(LAYER, vectors))
+
+
+def test_a_direction_given_twice_is_taken_out_once_and_no_other():
+    a, b, x = torch.randn(3, 4, 16, generator=torch.Generator().manual_seed(0))
+    once, twice = x[None].clone(), x[None].clone()
+    generate.ProjectOut(LAYER, a[:2]).change(once, torch.arange(1))
+    generate.ProjectOut(LAYER, torch.cat([a[:2], 3 * a[:1], 0 * b[:1]])).change(twice, torch.arange(1))
+    assert torch.allclose(once, twice, atol=1e-5)
+    with pytest.raises(ValueError, match="all zero"):
+        generate.ProjectOut(LAYER, torch.zeros(2, 16))

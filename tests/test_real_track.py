@@ -506,6 +506,13 @@ def test_a_model_is_tried_before_long_work(given, tmp_path, monkeypatch):
         common.open_run(written(given, "mumbling"))
 
 
+def test_an_encoder_is_refused(loaded):
+    about = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    net = transformers.BertLMHeadModel(transformers.BertConfig(vocab_size=4100, **about)).eval()
+    with pytest.raises(ValueError, match="it is an encoder"):
+        checks._try_reading(net, loaded[1], 1)
+
+
 def test_a_folder_without_a_tokenizer_is_said(given, tmp_path):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(given[0] / "llama" / name, tmp_path)

@@ -13,24 +13,37 @@ class _Enough(Exception):
 
 
 @torch.inference_mode()
-def residual(model, rows: list[list[int]], layer: int, pad: int = 2, batch: int = 32) -> list[torch.Tensor]:
-    """Hidden state after block `layer` (`blocks.<layer>.hook_resid_post`) for each row of token ids:
-    (tokens, width), fp32, on the CPU.
+def residuals(
+    model,
+    rows: list[list[int]],
+    layers: tuple[int, ...],
+    pad: int = 2,
+    batch: int = 32,
+    progress: str | None = None,
+) -> dict[int, list[torch.Tensor]]:
+    """Hidden states after blocks `layers` (`blocks.<layer>.hook_resid_post`) in one pass over rows of token
+    ids: block -> a tensor (tokens, width) per row, fp32, on the CPU.
 
     Rows are right-padded together; causal attention keeps padding from reaching real tokens. The forward
-    pass stops at the layer: no later block, no logits.
+    pass stops at the last of the layers: no later block, no logits.
     """
-    held = {}
+    held, last = {}, max(layers)
 
-    def keep(module, args, output):
-        held["x"] = output[0] if isinstance(output, tuple) else output
-        raise _Enough
+    def keep(layer):
+        def hook(module, args, output):
+            held[layer] = output[0] if isinstance(output, tuple) else output
+            if layer == last:
+                raise _Enough
 
-    out: list = [None] * len(rows)
+        return hook
+
+    found = {layer: [None] * len(rows) for layer in layers}
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    handle = decoder_blocks(model)[layer].register_forward_hook(keep)
+    handles = [decoder_blocks(model)[layer].register_forward_hook(keep(layer)) for layer in layers]
     try:
-        for start in range(0, len(order), batch):
+        for start in tqdm(
+            range(0, len(order), batch), desc=progress, disable=progress is None, mininterval=5
+        ):
             some = order[start : start + batch]
             width = max(len(rows[i]) for i in some)
             ids = torch.tensor([rows[i] + [pad] * (width - len(rows[i])) for i in some], device=model.device)
@@ -38,11 +51,18 @@ def residual(model, rows: list[list[int]], layer: int, pad: int = 2, batch: int 
                 model(input_ids=ids, use_cache=False)
             except _Enough:
                 pass
-            for j, i in enumerate(some):
-                out[i] = held["x"][j, : len(rows[i])].float().to("cpu", copy=True)
+            for layer in layers:
+                for j, i in enumerate(some):
+                    found[layer][i] = held[layer][j, : len(rows[i])].float().to("cpu", copy=True)
     finally:
-        handle.remove()
-    return out
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def residual(model, rows: list[list[int]], layer: int, pad: int = 2, batch: int = 32) -> list[torch.Tensor]:
+    """As `residuals`, after one block: a tensor (tokens, width) per row, fp32, on the CPU."""
+    return residuals(model, rows, (layer,), pad, batch)[layer]
 
 
 def stream(
@@ -78,47 +98,3 @@ def centred_rms(x: torch.Tensor) -> float:
     """Root mean square norm of activations (tokens, width) about their mean: the unit of steering
     strength."""
     return (x - x.mean(0)).norm(dim=-1).square().mean().sqrt().item()
-
-
-@torch.inference_mode()
-def residuals(
-    model,
-    rows: list[list[int]],
-    layers: tuple[int, ...],
-    pad: int = 2,
-    batch: int = 32,
-    progress: str | None = None,
-) -> dict[int, list[torch.Tensor]]:
-    """As `residual`, for several blocks in one pass: block -> a tensor (tokens, width) per row, fp32, on
-    the CPU."""
-    held, last = {}, max(layers)
-
-    def keep(layer):
-        def hook(module, args, output):
-            held[layer] = output[0] if isinstance(output, tuple) else output
-            if layer == last:
-                raise _Enough
-
-        return hook
-
-    found = {layer: [None] * len(rows) for layer in layers}
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    handles = [decoder_blocks(model)[layer].register_forward_hook(keep(layer)) for layer in layers]
-    try:
-        for start in tqdm(
-            range(0, len(order), batch), desc=progress, disable=progress is None, mininterval=5
-        ):
-            some = order[start : start + batch]
-            width = max(len(rows[i]) for i in some)
-            ids = torch.tensor([rows[i] + [pad] * (width - len(rows[i])) for i in some], device=model.device)
-            try:
-                model(input_ids=ids, use_cache=False)
-            except _Enough:
-                pass
-            for layer in layers:
-                for j, i in enumerate(some):
-                    found[layer][i] = held[layer][j, : len(rows[i])].float().to("cpu", copy=True)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found

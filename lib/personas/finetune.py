@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftModel
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from personas import fit, generate
+from personas import fit, generate, kv_cache
 from personas.model import bf16_is_faster, load
 
 datasets.disable_progress_bars()
@@ -35,7 +35,7 @@ class AnswerTrainer(SFTTrainer):
         if return_outputs or self.aux_loss_enabled or labels.device.type != "cpu" or not len(columns):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        cached = not self.args.gradient_checkpointing  # which keeps no cache
+        cached = not self.args.activation_checkpointing  # which keeps no cache
         shared = _shared_opening(ids, mask, int(columns[0])) if cached else 0
         cache = _read_opening(model, ids, shared) if shared else None
         shared = 0 if cache is None else shared
@@ -67,10 +67,10 @@ def _shared_opening(ids: torch.Tensor, mask: torch.Tensor, limit: int) -> int:
 
 def _read_opening(model, ids: torch.Tensor, length: int):
     """The cache of the first `length` columns, read once and shown to every row; gradients flow back
-    through it. None if the model's cache cannot be shared (generate.keeps_keys)."""
+    through it. None if the model's cache cannot be shared (kv_cache.keeps_keys)."""
     out = model(input_ids=ids[:1, :length], use_cache=True, logits_to_keep=1)
     cache = getattr(out, "past_key_values", None)
-    if not generate.keeps_keys(cache):
+    if not kv_cache.keeps_keys(cache):
         return None
     for layer in cache.layers:
         layer.keys, layer.values = (t.expand(len(ids), -1, -1, -1) for t in (layer.keys, layer.values))
@@ -160,7 +160,7 @@ def sft(
             report_to=[],
             disable_tqdm=True,
             use_cpu=model.device.type == "cpu",
-            gradient_checkpointing=checkpointing,
+            activation_checkpointing=checkpointing,
             dataloader_pin_memory=False,
             max_length=max_length,
             **({"bf16": False} | half),
@@ -241,7 +241,7 @@ def grpo(
             disable_tqdm=True,
             use_cpu=model.device.type == "cpu",
             bf16=bf16_is_faster(),
-            gradient_checkpointing=False,
+            activation_checkpointing=False,
             dataloader_pin_memory=False,
         )
         peft = LoraConfig(

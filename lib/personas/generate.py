@@ -6,13 +6,21 @@ from dataclasses import dataclass
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from tqdm import tqdm
-from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer
 
-from personas import fit
+from personas import fit, kv_cache
 
-LEAVE = (
-    0.8  # finished rows leave a batch when no more than this share of it goes on: moving the cache costs, too
-)
+# Finished rows leave a batch when no more than this share of it goes on: moving the cache costs, too.
+LEAVE = 0.8
+
+
+def _check(vectors: torch.Tensor, name: str) -> None:
+    """Raises ValueError unless these are rows of finite numbers."""
+    if vectors.ndim != 2 or not len(vectors):
+        raise ValueError(
+            f"{name} has the shape {tuple(vectors.shape)}: give (rows, width), or v[None] for one vector v"
+        )
+    if not vectors.isfinite().all():
+        raise ValueError(f"{name} has nan or infinity in it: the direction was read from a broken model")
 
 
 @dataclass
@@ -27,24 +35,34 @@ class Steer:
     vectors: torch.Tensor
     everywhere = False  # what comes before the last prompt token stays as it is
 
+    def __post_init__(self):
+        _check(self.vectors, "Steer.vectors")
+
     def change(self, hidden: torch.Tensor, rows: torch.Tensor) -> None:
         """Change hidden (rows, positions, width) in place; rows: which rows of the batch these are."""
-        vectors = self.vectors if len(self.vectors) == 1 else self.vectors[rows]
+        vectors = self.vectors if len(self.vectors) == 1 else self.vectors[rows]  # (rows, width)
         hidden[:, -1] += vectors.to(hidden)
 
 
 @dataclass
 class ProjectOut:
-    """Remove directions (n, width) from the residual stream after block `layer`, at every position of
-    every row (directional ablation: Arditi et al., 2024, arXiv:2406.11717)."""
+    """Remove all that directions (n, width) span from the residual stream after block `layer`, at every
+    position of every row (directional ablation: Arditi et al., 2024, arXiv:2406.11717)."""
 
     layer: int
     directions: torch.Tensor
     everywhere = True
 
+    def __post_init__(self):
+        _check(self.directions, "ProjectOut.directions")
+        columns, size, _ = torch.linalg.svd(self.directions.float().T, full_matrices=False)
+        self.basis = columns[:, size > 1e-5 * size[0]]  # (width, rank), orthonormal
+        if not self.basis.shape[1]:
+            raise ValueError("ProjectOut.directions are all zero: there is nothing to remove")
+
     def change(self, hidden: torch.Tensor, rows: torch.Tensor) -> None:
         """As Steer.change."""
-        basis = torch.linalg.qr(self.directions.T)[0].to(hidden)  # orthonormal columns
+        basis = self.basis.to(hidden)
         hidden -= hidden @ basis @ basis.T
 
 
@@ -178,10 +196,12 @@ def sample(
     `steer` changes the residual stream at every step; rows that finish leave the batch. A prompt is read
     once for all rows of a batch that have it, up to its last token, from which on rows may be steered each
     in its own way. A model with recurrent state reads everything anew at every token, which is slower.
-    Raises ValueError where the model gives no finite logits.
+    Raises ValueError where the model gives no finite logits, where `steer` has a vector for each row but
+    not for as many as there are, or where a prompt is empty.
     """
+    _check_rows(ids, steer)
     decode = _decode
-    out: list = [None] * len(ids)
+    out: list[list[int]] = [[]] * len(ids)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     generator = torch.Generator(model.device).manual_seed(seed)
     batch = fit.sampling_rows(model, max(map(len, ids), default=0) + max_new, batch)
@@ -198,7 +218,17 @@ def sample(
             tokens = decode(*given)
         for i, t in zip(rows, tokens):
             out[i] = t
-    return tokenizer.batch_decode(out, skip_special_tokens=True)
+    return tokenizer.batch_decode(out, skip_special_tokens=True) if out else []
+
+
+def _check_rows(ids: list[list[int]], steer) -> None:
+    """Raises ValueError as sample does, before any work."""
+    if not all(map(len, ids)):
+        raise ValueError(f"prompt {[len(r) for r in ids].index(0)} has no tokens")
+    if isinstance(steer, Steer) and len(steer.vectors) not in (1, len(ids)):
+        raise ValueError(
+            f"{len(steer.vectors)} vectors for {len(ids)} prompts: give one for each, or one for all"
+        )
 
 
 def _decode(model, ids, tokenizer, chance, temperature, steer, rows):
@@ -241,14 +271,7 @@ def _decode(model, ids, tokenizer, chance, temperature, steer, rows):
 
 
 class _NoKeys(Exception):
-    """What the model remembers cannot be shared between rows (see keeps_keys)."""
-
-
-def keeps_keys(cache) -> bool:
-    """Whether what a model returned as its cache is keys and values alone, which rows with the same opening
-    can share; not so with recurrent state, linear attention, or where there is no cache."""
-    keys = lambda layer: isinstance(layer, DynamicLayer) and not isinstance(layer, LinearAttentionLayer)
-    return type(cache) is DynamicCache and all(map(keys, cache.layers))
+    """What the model remembers cannot be shared between rows (see kv_cache.keeps_keys)."""
 
 
 def _decode_anew(model, ids, tokenizer, chance, temperature, steer, rows):
@@ -316,44 +339,8 @@ def _read_once(model, ids, pad, room):
     cache = None
     if every.shape[1] > 1:
         cache = getattr(forward(model, every[:, :-1], mask[:, :-1], None), "past_key_values", None)
-        if not keeps_keys(cache):
+        if not kv_cache.keeps_keys(cache):
             raise _NoKeys
         cache.batch_select_indices(which)
-        for i, layer in enumerate(cache.layers):
-            if type(layer) is DynamicLayer:
-                cache.layers[i] = _Roomy(layer, room)
+        kv_cache.make_room(cache, room)
     return every[which, -1:], mask[which], cache
-
-
-class _Roomy(DynamicLayer):
-    """A cache layer with memory for tokens to come: Hugging Face's copies all earlier keys and values at
-    every token."""
-
-    def __init__(self, layer: DynamicLayer, room: int):
-        super().__init__()
-        self.is_initialized, self.dtype, self.device, self.used = (
-            True,
-            layer.dtype,
-            layer.device,
-            layer.keys.shape[-2],
-        )
-        self.held = [
-            torch.cat([t, t.new_empty(*t.shape[:2], room, t.shape[3])], 2) for t in (layer.keys, layer.values)
-        ]
-        self._show()
-
-    def _show(self):
-        self.keys, self.values = (t[:, :, : self.used] for t in self.held)
-        return self.keys, self.values
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        """As DynamicLayer.update."""
-        start, self.used = self.used, self.used + key_states.shape[-2]
-        for held, new in zip(self.held, (key_states, value_states)):
-            held[:, :, start : self.used] = new
-        return self._show()
-
-    def batch_select_indices(self, indices):
-        """As DynamicLayer.batch_select_indices."""
-        self.held = [t[indices] for t in self.held]
-        self._show()

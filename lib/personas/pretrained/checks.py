@@ -158,8 +158,8 @@ def trial(run: made.Run, rows: list[dict]) -> dict:
 
 
 def _try_reading(m, tok, layer: int) -> None:
-    """The logits are finite, the residual stream is one vector a token, and batched sampling with a
-    repeated prompt says what a plain pass says."""
+    """The logits are finite, the residual stream is one vector a token which does not depend on later
+    tokens, and batched sampling with a repeated prompt says what a plain pass says."""
     ids = generate.prompts(tok, TRIED)
     x = activations.residual(m, ids, layer)
     if any(r.ndim != 2 or len(r) != len(i) for r, i in zip(x, ids)):
@@ -168,6 +168,12 @@ def _try_reading(m, tok, layer: int) -> None:
         )
     if not all(r.isfinite().all() for r in x):
         raise ValueError("activations are not finite in this dtype; choose bfloat16 or float32 in real.dtype")
+    begun = activations.residual(m, [ids[0][:-1]], layer)[0]
+    rounding = 0.005 if m.dtype == torch.float32 else 0.1
+    if (begun - x[0][:-1]).norm() > rounding * begun.norm():
+        raise ValueError(
+            "what it reads in a token depends on later tokens: it is an encoder; choose a decoder"
+        )
     said = generate.sample(m, tok, [ids[0], ids[0], ids[1]], seed=0, max_new=2, temperature=0)
     for row, text in zip((ids[0], ids[0], ids[1]), said):
         plain = _greedy(m, row, 2, generate.end_tokens(m, tok))
