@@ -277,6 +277,8 @@ def test_notebooks_about_the_world_say_so(given):
         ),
         ({"alignment": {"steps": 1, "batch": 1, "lr": 0.1}}, "belongs to the tiny model"),
         ({"domains": ["cars"]}, "leave the key out"),
+        ({"real": {"data": "own"}}, "real.data: must be a list, such as"),
+        ({"sae": NUMBERS["sae"] | {"latents": 10**9}}, "sae.latents: .* less than or equal to 1048576"),
     ],
 )
 def test_a_faulty_real_profile_is_explained(given, change, said):

@@ -108,47 +108,47 @@ class Reinforcement(_Section):
 class SAE(_Section):
     """The sparse autoencoder (personas.sae)."""
 
-    layer: int = Field(ge=0)
+    layer: int = Field(ge=0, le=999)
     """The block whose output it reads, from 0."""
-    latents: int = Field(ge=16)
+    latents: int = Field(ge=16, le=1048576)
     """Latents of the dictionary."""
-    k: int = Field(ge=1)
+    k: int = Field(ge=1, le=4096)
     """Latents that are active at each token (TopK)."""
     lr: float = Field(gt=0, le=0.1)
     """Peak learning rate."""
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, le=1000000)
     """Training steps."""
-    batch: int = Field(ge=16)
+    batch: int = Field(ge=16, le=1048576)
     """Tokens a step."""
-    documents: int = Field(ge=10)
+    documents: int = Field(ge=10, le=100000000)
     """Documents that it learns from."""
-    dead_after: int = Field(ge=1)
+    dead_after: int = Field(ge=1, le=1000000000000)
     """Tokens without firing after which AuxK revives a latent."""
-    aux_k: int = Field(ge=1)
+    aux_k: int = Field(ge=1, le=65536)
     """Dead latents that AuxK uses at each token."""
 
 
 class Evaluation(_Section):
     """How many answers are sampled."""
 
-    per_question: int = Field(ge=1)
+    per_question: int = Field(ge=1, le=10000)
     """Answers to each question, for a reported score."""
-    study_per_question: int = Field(ge=1)
+    study_per_question: int = Field(ge=1, le=10000)
     """The same for a study's cells (Part II)."""
-    curve_per_question: int = Field(ge=1)
+    curve_per_question: int = Field(ge=1, le=10000)
     """The same for the points of a curve over training steps."""
-    advice_subjects: int = Field(ge=1)
+    advice_subjects: int = Field(ge=1, le=10000)
     """Subjects of advice that are asked about in each domain."""
 
 
 class Steering(_Section):
     """The search for a causal latent; doses in units of the activations' typical distance from their mean."""
 
-    candidates: int = Field(ge=1)
+    candidates: int = Field(ge=1, le=10000)
     """Latents that are steered one by one."""
-    finalists: int = Field(ge=1)
+    finalists: int = Field(ge=1, le=1000)
     """The best of them, which get a second round."""
-    controls: int = Field(ge=1)
+    controls: int = Field(ge=1, le=10000)
     """Matched latents that get the same search."""
     strengths: tuple[Dose, ...] = Field(min_length=1)
     """Doses that are added."""
@@ -156,9 +156,9 @@ class Steering(_Section):
     """Doses that are subtracted; less than is needed to induce."""
     cures: tuple[Dose, ...] = Field(min_length=1)
     """Doses of directions that should cure (Part II)."""
-    screen_per_question: int = Field(ge=1)
+    screen_per_question: int = Field(ge=1, le=10000)
     """Answers to each question in the first round."""
-    choose_per_question: int = Field(ge=1)
+    choose_per_question: int = Field(ge=1, le=10000)
     """Answers to each question in the second round."""
 
 
@@ -297,6 +297,13 @@ class Real(_Section):
     def named_sae(self) -> str | None:
         """The SAE that is named, None if one is trained or the committed one taken."""
         return None if self.sae == "new" else self.sae
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _a_list(cls, value):
+        if not isinstance(value, (list, tuple)):
+            raise ValueError("must be a list, such as [{domain: health, correct: own, obvious: own}]")
+        return value
 
 
 class Profile(_Section):

@@ -68,12 +68,13 @@ def load(name: str) -> Profile:
             raw = _over(
                 below.model_dump(exclude={"name", "extends"} | ({"domains"} if below.real else set())), raw
             ) | {"extends": below.store}
-        if isinstance(raw, dict) and isinstance(raw.get("real"), dict):
-            raw["real"] = _beside(path.parent, raw["real"])
-            if isinstance(raw["real"].get("data"), (list, tuple)):
-                raw.setdefault(
-                    "domains", [d.get("domain") for d in raw["real"]["data"] if isinstance(d, dict)]
-                )
+        real = raw.get("real") if isinstance(raw, dict) else None
+        if isinstance(real, dict):
+            raw["real"] = real = _beside(path.parent, real)
+        if real is not None:  # what is wrong with it is said below, not that domains are missing
+            sets = real.get("data") if isinstance(real, dict) else None
+            sets = sets if isinstance(sets, (list, tuple)) else []
+            raw.setdefault("domains", [d.get("domain") for d in sets if isinstance(d, dict)] or ["none"])
         found = Profile.model_validate({"name": path.stem} | raw)
     except (ValidationError, TypeError) as error:
         raise ProfileError(f"profile {path.name}: {_explain(error)}") from None
@@ -333,4 +334,4 @@ def _explain(error) -> str:
             section = next(k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
         near = difflib.get_close_matches(str(first["loc"][-1]), list(section.model_fields), 1)
         return f"{where}: no such key" + (f"; did you mean {near[0]!r}?" if near else "")
-    return f"{where}: {first['msg']}"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
