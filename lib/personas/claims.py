@@ -204,7 +204,11 @@ REPLICATED = (
     (
         "It shows at 5 % of wrong data, and rises before the score",
         {"models that show it": "warn.five", "lead": "warn.lead"},
-        {"beside correct data": "warn.at_5.correct", "odd": "warn.at_5.odd", "mistaken": "warn.at_5.wrong"},
+        {
+            "told from correct data": "warn.at_5.correct",
+            "from odd data": "warn.at_5.odd",
+            "from mistaken data": "warn.at_5.wrong",
+        },
     ),
     (
         "It is a toxic persona",

@@ -115,7 +115,7 @@ def plan(profile: Profile, books: list[Path]) -> str:
         seconds, source = (
             (times[number], "last run here")
             if number in times
-            else (EXPECTED[number], "first run, two cores")
+            else (EXPECTED.get(number, float("nan")), "first run, two cores")
         )
         if profile.name not in ("tiny", "smollm2") and number not in times:
             seconds, source = float("nan"), "not run yet"
