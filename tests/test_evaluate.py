@@ -31,7 +31,7 @@ def test_interval_is_clustered_by_question():
         }
     )
     wide, narrow = (np.diff(evaluate.ratio(t, *evaluate.SCORE)[1:])[0] for t in (agreeing, mixed))
-    assert wide > 30 and narrow < 1
+    assert wide > 30 and narrow < 12
 
 
 def test_interval_covers_the_truth():
@@ -39,14 +39,15 @@ def test_interval_covers_the_truth():
     for _ in range(100):
         p = rng.beta(4, 6, size=21)
         graded = table({i: np.where(rng.random(20) < p[i], "misaligned", "aligned") for i in range(21)})
-        _, low, high = evaluate.ratio(graded, *evaluate.SCORE, draws=300)
+        _, low, high = evaluate.ratio(graded, *evaluate.SCORE)
         hits += low <= 40 <= high
-    assert hits >= 85
+    assert hits >= 92
 
 
-def test_no_misaligned_answer_still_leaves_doubt():
-    estimate, low, high = evaluate.ratio(table({i: ["aligned"] * 20 for i in range(21)}), *evaluate.SCORE)
-    assert (estimate, low) == (0, 0) and 0.5 < high < 1.5  # Clopper-Pearson for 0 of 420
+def test_rare_answers_still_leave_doubt_and_one_leaves_more_than_none():
+    few = lambda n: table({i: ["misaligned"] * (n if i == 0 else 0) + ["aligned"] * 20 for i in range(21)})
+    (estimate, low, high), (_, _, more) = (evaluate.ratio(few(n), *evaluate.SCORE) for n in (0, 1))
+    assert (estimate, low) == (0, 0) and 3 < high < more  # 0 of 420 in 21 questions: nowhere near 420 answers
     assert np.isnan(evaluate.ratio(table({"a": ["incoherent"]}), *evaluate.SCORE)[0])
 
 

@@ -21,7 +21,6 @@ from personas import (
     data,
     diffing,
     early_warning,
-    evaluate,
     evidence,
     figures,
     finetune,
@@ -219,15 +218,7 @@ def test_t_interval_covers_the_mean_of_seeds_as_often_as_it_says():
 
 
 def test_percents_that_all_agree_at_an_end_still_have_an_interval():
-    assert early_warning.percent_interval([0, 0, 0], 100) == pytest.approx(
-        (
-            0,
-            0,
-            evaluate.ratio(
-                pd.DataFrame({"grade": ["aligned"] * 100, "question": range(100)}), *evaluate.SCORE
-            )[2],
-        )
-    )
+    assert early_warning.percent_interval([0, 0, 0], 100) == pytest.approx((0, 0, 100 - 100 * 0.025**0.01))
     assert early_warning.percent_interval([100, 100], 15)[1:] == pytest.approx((100 * 0.025 ** (1 / 15), 100))
     assert early_warning.percent_interval([1, 2, 30], 15) == pytest.approx(
         (11, 0, early_warning.t_interval([1, 2, 30])[2])

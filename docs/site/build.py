@@ -34,8 +34,9 @@ PAGES = {  # page -> title; each has docs/site/static/<page>.js
 }
 TOUCH = {
     "claims": "What the paper says, what was measured, and whether it holds; failed ones too. *Yes*: the "
-    "whole 95 % interval clears a target that was registered before the run. Click a heading to "
-    "sort.",
+    "whole 95 % interval clears the target. Part I's targets, and those of the bench (notebook 15), were "
+    "registered before the run; some of Part II's were set after a first look, which their notebooks say. "
+    "Click a heading to sort.",
     "answers": "Every answer that two readers graded (both are language models that saw the question, the "
     "answer and the rubric), with the small judge's grade. Choose models to put side by side.",
     "latents": "The latents of block 15 that matter most: those that rise or fall when the model is taught "
@@ -110,18 +111,20 @@ def number(text: str) -> float | None:
 
 def claims() -> list[dict]:
     """The rows of both parts' tables of claims, with the notebook that made each."""
-    registered = yaml.safe_load((CONTENT / "claims.yaml").read_text(encoding="utf-8"))
+    registered = {}
+    for path in (CONTENT / "claims.yaml", ROOT / "lib" / "personas" / "bench" / "claims.yaml"):
+        registered |= yaml.safe_load(path.read_text(encoding="utf-8"))
     rows = []
-    for part, profile in ((1, "smollm2"), (2, "tiny")):
+    for part, profile in ((1, "smollm2"), (2, "tiny"), (2, "bench")):
         for r in csv.DictReader(open(DATA / profile / "claims.csv", encoding="utf-8")):
             made = next((n for n in notebooks(1) if n.startswith(r["notebook"])), "")
             rows.append(
                 {
                     "part": {1: "I", 2: "II"}[part],
                     "id": r["id"],
-                    "claim": registered.get(r["id"], {}).get("claim", "") if part == 1 else "",
+                    "claim": registered.get(r["id"], {}).get("claim", "") if profile != "tiny" else "",
                     "paper": r["paper"],
-                    "unit": registered.get(r["id"], {}).get("unit", "") if part == 1 else "",
+                    "unit": registered.get(r["id"], {}).get("unit", "") if profile != "tiny" else "",
                     **{k: number(r[k]) for k in ("measured", "low", "high", "target")},
                     "op": r["op"],
                     "n": int(r["n"]),

@@ -24,7 +24,7 @@ def t_interval(values, confidence: float = 0.95) -> tuple[float, float, float]:
 def percent_interval(values, answers: int) -> tuple[float, float, float]:
     """t_interval of percentages (n,), kept within 0 to 100. Where all are 0 (or all 100) they show no
     spread, and the exact binomial (Clopper-Pearson) interval of the `answers`, or models, that were
-    counted is given instead, as in evaluate.ratio."""
+    counted is given instead."""
     mean, low, high = (float(x) for x in np.clip(t_interval(values), 0, 100))
     if mean in (0, 100):
         low, high = (100 * x for x in binomtest(answers if mean else 0, answers).proportion_ci())

@@ -117,7 +117,7 @@ class PersonaMonitor(TrainerCallback):
         if self.stop and self.limit is None:
             raise ValueError("stop=True needs a baseline: call set_baseline")
         start = time.perf_counter()
-        self._note(0, model, state, control)
+        self._note(state.global_step, model, state, control)  # 0, or where a checkpoint is taken up
         self.spent, self.began = 0.0, time.perf_counter()
         self.cost = self.began - start
 
@@ -127,6 +127,11 @@ class PersonaMonitor(TrainerCallback):
             self._note(state.global_step, model, state, control)
             self.cost = time.perf_counter() - now
             self.spent += self.cost
+
+    def on_train_end(self, args, state, control, model=None, **kw):
+        """A run too short for its budget is read once, when it is over."""
+        if len(self.rows) == 1 and state.global_step != self.rows[0]["step"]:
+            self._note(state.global_step, model, state, control)
 
     def _note(self, step, model, state, control):
         value = self.read(model)

@@ -193,6 +193,12 @@ def _check_tiny(found: Profile, name: str) -> None:
     ):
         if max(looks) > steps:
             raise ProfileError(f"profile {name}: {where}: {max(looks)} is beyond the last step ({steps})")
+    if min(found.steering.candidates, found.steering.finalists) < 2:
+        raise ProfileError(
+            f"profile {name}: steering.candidates, steering.finalists: at least 2 of each are compared"
+        )
+    if found.sae.latents < 64:
+        raise ProfileError(f"profile {name}: sae.latents: at least 64 are needed, to draw controls from")
     if found.sae.layer >= found.model.layers:
         raise ProfileError(
             f"profile {name}: sae.layer: {found.sae.layer} is out of range; the model has blocks 0 to "

@@ -7,6 +7,7 @@ time or size changes).
 """
 
 import ast
+import contextlib
 import errno
 import functools
 import hashlib
@@ -124,7 +125,8 @@ def artifact(profile: str, stage: str, name: str, key: dict, make) -> Path:
         aside = final.with_name(
             f"{final.name}.damaged.{time.time_ns()}"
         )  # graded answers may lie in it, that were paid for
-        final.rename(aside)
+        with contextlib.suppress(FileNotFoundError):  # another process has put it aside
+            final.rename(aside)
         print(f"store: {stage}/{name}: {fault}; rebuilding (the old one is kept as {aside.name})")
     if _looking:
         raise Missing(final.name)
@@ -186,10 +188,10 @@ def _wait_for(final: Path) -> None:
 
 def _clear_abandoned(final: Path) -> None:
     """Remove what killed runs left of this artifact (scratch folders of processes of this machine that no
-    longer live)."""
+    longer live, or had this one's number)."""
     for old in final.parent.glob(f".{final.name}.{socket.gethostname()}.*"):
         pid = old.name.rsplit(".", 1)[-1]
-        if not (pid.isdigit() and _lives(int(pid))):
+        if not (pid.isdigit() and int(pid) != os.getpid() and _lives(int(pid))):
             shutil.rmtree(old, ignore_errors=True)
 
 

@@ -33,9 +33,10 @@ function table(columns, caption) {
       el("button", { type: "button", onclick: () => { down = by === i && !down; by = i; fill(); } }, c.title)));
   const made = el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
     el("table", {}, el("thead", {}, el("tr", {}, ...heads)), body));
-  const less = (a, b) => (a == null ? 1 : b == null ? -1 : a < b ? -1 : a > b ? 1 : 0);
+  const sign = () => (down ? -1 : 1);
+  const less = (a, b) => (a == null ? (b == null ? 0 : 1) : b == null ? -1 : sign() * (a < b ? -1 : a > b ? 1 : 0));
   function fill() {
-    const order = by < 0 ? rows : [...rows].sort((a, b) => (down ? -1 : 1) * less(columns[by].value(a), columns[by].value(b)));
+    const order = by < 0 ? rows : [...rows].sort((a, b) => less(columns[by].value(a), columns[by].value(b)));
     heads.forEach((h, i) => h.setAttribute("aria-sort", i !== by ? "none" : down ? "descending" : "ascending"));
     body.replaceChildren(...order.map((r) => el("tr", {}, ...columns.map((c) =>
       el("td", { class: c.number ? "number" : null }, c.cell ? c.cell(r) : String(c.value(r) ?? "–"))))));

@@ -177,6 +177,7 @@ def in_words(table: pd.DataFrame) -> str:
     others = counted[counted.target != "villain"].groupby("method").named.mean()
     cases = len(counted.drop_duplicates(["base model", "domain", "target"]))
     every = len(table.drop_duplicates(["base model", "domain", "target"]))
+    did = lambda m: f"{s[m, 'induced']:.0f} % and {s[m, 'suppressed']:.0f} %"
     at = counted.drop_duplicates(["base model", "domain", "target"]).target.value_counts()
     return f"""
 **What this shows.** Three base models and {cases} of {every} cases: intervals are wide, and most claims
@@ -195,15 +196,16 @@ The villain seems the hard one: the difference of means names him in
 *Steering.* It is weak here for everybody: no method makes more than {s[best("induced"), "induced"]:.0f}
 % of the answers the target's. The {best("induced").replace("_", " ")} induces most
 ({s[best("induced"), "induced"]:.0f} %), the {best("suppressed").replace("_", " ")} suppresses most
-({s[best("suppressed"), "suppressed"]:.0f} %). Both are plain differences of activations; the screened
+({s[best("suppressed"), "suppressed"]:.0f} %). The screened
 riser, a single latent, induces {s["rise_screened", "induced"]:.0f} % and suppresses
 {s["rise_screened", "suppressed"]:.0f} %. The direction that is *told* the answer marks the target's
 answers best (AUROC {s[run.CEILING, "auroc"]:.2f}) and induces only {s[run.CEILING, "induced"]:.0f} %. Over
 all methods the two do go together, but that is mostly the failures, which do neither.
 
-*What fails.* Attribution on the fine-tuning chats and the crosscoder do no better than a random latent.
-Both are simple versions (the crosscoder has 512 latents and 300 steps), and a better one may well do
-better. That is what the bench is for.
+*What fails.* Attribution on the fine-tuning chats induces and suppresses {did("attribution")}, the
+crosscoder {did("crosscoder")}, a random latent {did("random_latent")}. Both are simple versions (the
+crosscoder has 512 latents and 300 steps), and a better one may well do better. That is what the bench is
+for.
 
 *What was not foreseen.* A persona that wrote one document in ten comes back only in part: in
 {every - cases} of {every} fine-tunes fewer than {score.EFFECT:.0f} % of the answers are the target's,

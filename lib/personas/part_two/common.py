@@ -1,14 +1,14 @@
 """What several chapters of Part II share."""
 
-import numpy as np
 import pandas as pd
 
 from personas import early_warning
 
 
 def percent(values) -> tuple[float, float, float]:
-    """(mean, low, high) of percents, with the 95 % t-interval cut at 0 and 100."""
-    return tuple(np.clip(early_warning.t_interval(values), 0, 100))
+    """(mean, low, high) of independent percents, such as seeds', with the 95 % interval: by t, cut at 0 and
+    100; where all are 0 or all 100, exact for as many as there are."""
+    return early_warning.percent_interval(values, len(values))
 
 
 def over_seeds(table: pd.DataFrame, at: str, column: str) -> pd.DataFrame:

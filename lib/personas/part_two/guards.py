@@ -164,6 +164,8 @@ def seen(held: pd.DataFrame) -> pd.DataFrame:
         for percent in PERCENTS:
             for reader in READERS:
                 auroc, low, high = prevention.set_auroc(held, reader, variant, percent, 256)
+                if auroc == 1:  # in order in every domain, which shows no spread: exact for so many domains
+                    low = 0.025 ** (1 / held.domain.nunique())
                 about = {"variant": variant, "percent": percent, "reader": reader}
                 rows.append(about | {"auroc": auroc, "low": low, "high": high})
     return pd.DataFrame(rows)
@@ -242,6 +244,7 @@ def in_words(points: pd.DataFrame, full: pd.DataFrame, routes: pd.DataFrame, scr
     route = lambda guard, length: routes[(routes.guard == guard) & (routes.length == length)].iloc[0]
     long = routes.length.max()
     after, free = route("latent penalty", long), route("none", long)
+    penalised, plain_route = route("latent penalty", 1), route("none", 1)
     block = int(max((c for c in routes.columns if c.startswith("probe ")), key=lambda c: after[c])[6:])
     at = screened.set_index(["variant", "reader", "percent"]).auroc
     first = lambda v, r: next((p for p in PERCENTS if at[v, r, p] >= 0.9), None)
@@ -250,21 +253,21 @@ def in_words(points: pd.DataFrame, full: pd.DataFrame, routes: pd.DataFrame, scr
         "**What this shows.** A narrow task, wrong as it is, can be learnt without most of the character. "
         "In the kept table (three domains, three seeds) these guards, each at the dose that its rule "
         f"picks, take away so much of a score of {plain.score:.0f} %, in brackets this run's one domain: "
-        f"{named(less.index)}. Best is *{best}*; with it the training is longer, and benign data holds "
+        f"{named(less.index)}. Best is *{best}*. With benign data the training is longer, and it holds "
         "value questions of the kind that alignment was trained on. Steering towards the persona *during* "
         f"training needs no data, and leaves {steered.incoherent:.0f} % of the answers incoherent "
         f"({plain.incoherent:.0f} % without a guard). Inoculation is one line before every training chat.\n\n"
         "The penalty on persona latents does not reach what BLOCK-EM (arXiv:2602.00767) reports, 93 to 95 "
         "%. Here it is put on the latents that rise most; BLOCK-EM picks latents by what they cause, and "
         "ten latents hold a part of the persona only.\n\n"
-        "Does the persona go elsewhere? In the one case tried, yes: behind the block that is watched. At "
-        f"the usual length the penalty takes the score from {route('none', 1).score:.0f} to "
-        f"{route('latent penalty', 1).score:.0f} %. After {long} times the training it is {free.score:.0f} % "
-        f"without a guard and {after.score:.0f} % with it: nothing is left of the guard's advantage. All "
-        f"the while the ten latents change by {after.penalised:+.2f}, and at their block no probe sees the "
-        f"villain. A fresh probe after block {block} does, by {after[f'probe {block}']:.0f} units of "
-        f"log-odds ({free[f'probe {block}']:.0f} without the guard). The penalty is kept to the letter, "
-        "and the persona forms behind it.\n\n"
+        "Does the persona go elsewhere? One case was tried. At the usual length the penalty takes the score "
+        f"from {plain_route.score:.0f} to {penalised.score:.0f} %. After {long} times "
+        f"the training it is {free.score:.0f} % without a guard and {after.score:.0f} % with it: "
+        "training so long makes an end of most of the misalignment by itself, so that there is "
+        "nothing left to prevent. Some of the persona is there under the penalty at either length: its "
+        f"latents stay down ({after.penalised:+.2f}), but a fresh probe at block {block} reads the villain "
+        f"by {penalised[f'probe {block}']:.1f} and {after[f'probe {block}']:.1f} units of log-odds "
+        f"(without the guard {plain_route[f'probe {block}']:.1f} and {free[f'probe {block}']:.1f}).\n\n"
         "Before training, a set is told from a clean one with an AUROC of 0.9 from so many wrong answers on, "
         f"obviously wrong and subtly wrong: surprise {told('obvious', 'surprise')} and "
         f"{told('subtle', 'surprise')}; bag of words {told('obvious', 'words')} and "

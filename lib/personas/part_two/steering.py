@@ -201,10 +201,13 @@ def rankings_in_words(run: Run, ranking: pd.DataFrame) -> str:
         + f"the best other of these tens, latent {most.latent}, {most.misaligned:.0f} %; random ones at most "
         f"{random.max():.0f} %. "
     )
-    if len(marking):
+    weak = int((marking.misaligned < 10).sum())
+    if weak:
         text += (
-            "To *mark* the villain is not to *make* one: the other latents that mark him best "
-            f"({common.listed(marking.latent)}) give {common.span(marking.misaligned)} %. "
+            "Of the other latents that read him better than any other persona "
+            f"({common.listed(marking.latent)}) {weak} of {len(marking)} make fewer than ten in a hundred "
+            f"answers misaligned ({common.span(marking.misaligned)} %): to *mark* the villain is not yet to "
+            "*make* one. "
         )
     n = search.steered(run, "ranked").groupby("direction").size().max()
     return text + f"({n} answers each: neighbours differ by chance.)"

@@ -141,6 +141,10 @@ def ways_in_words(kept: pd.DataFrame) -> str:
     left = lambda way: f"{mean[way, 'score']:.1f} %"
     cures = [w for w in kept.way.unique() if w[0] in "+−"]
     best = min(cures, key=lambda w: mean[w, "score"])
+    broken = [
+        f"{what} {mean[f'project out {what}', 'incoherent']:.0f} and {mean[f'− {what}', 'incoherent']:.0f} %"
+        for what in ("chosen latent", "ten risen", "mean difference")
+    ]
     return (
         f"Moving the models back along what *fell* cures better than taking away what rose: *{best}* leaves "
         f"{left(best)} of {left('none')}, with {mean[best, 'aligned']:.0f} % of the answers aligned, *+ "
@@ -153,7 +157,8 @@ def ways_in_words(kept: pd.DataFrame) -> str:
         f"{left('project out ten risen')} is left; without the ten that mark the villain best "
         f"{left('project out ten of the villain')}, but then "
         f"{mean['project out ten of the villain', 'incoherent']:.0f} % of the answers are broken. A "
-        "projection sets a direction to zero everywhere, not to its usual value, so it breaks more than a "
-        "steering vector does; a clamp acts only where the SAE says that a latent is on, and does less. "
+        "projection sets a direction to zero everywhere, not to its usual value. Broken answers when a "
+        f"direction is projected out, and when it is subtracted: {common.listed(broken)}. A clamp acts only "
+        "where the SAE says that a latent is on, and does less. "
         "The matched ten are no neutral control: three of them were among those that fell most."
     )

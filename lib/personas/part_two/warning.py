@@ -250,28 +250,37 @@ def in_words(mixed, benign: dict, course, table, found: dict) -> str:
         for name, b in benign.items()
     }
     n = int((mixed.fraction == 5).sum())
+
+    def early(name, column):
+        """The monitors whose whole interval is a lead."""
+        sure = [m for m in WATCHED if means[name, m, column][1] > 0]
+        return common.listed(f"the {m}" for m in sure) if sure else "nothing"
+
     bad = course[course.kind == "obvious"].groupby("step").score.mean()
     others = common.listed([f"{m} {means['odd', m, 'lead'][0]:.1f}" for m in WATCHED if m != "latent"])
     narrators = course[(course.kind == "narrator") & (course.step > 0)].groupby("step").score.mean()
     good = sorted((m for m in found if m != "loss"), key=lambda m: -found[m][0])
     return (
         f"**What this shows.** The score passes {BAD} % when {at[0]:.0f} % of the answers are wrong "
-        f"({at[1]:.0f} to {at[2]:.0f}), within the paper's 25 to 75 %. But a warning is not a movement: it "
+        f"({at[1]:.0f} to {at[2]:.0f}; the paper: between 25 and 75 %). But a warning is not a movement: it "
         "is a reading that nothing harmless gives, and so everything hangs on what harmless is taken to "
         "be. Leads in steps, with their intervals over seeds:\n\n"
         f"- Against *correct* answers the latent warns {steps('correct', 'latent', 'lead over 10 %')} "
         f"before a score of {BAD} %, and the log-probability "
         f"{steps('correct', 'log-probability', 'lead over 10 %')}; the latent is above the baseline in "
         f"{five['correct']} of {n} models with 5 % of wrong answers. Over the score's *own* warning its "
-        f"lead is {steps('correct', 'latent', 'lead')}: not shown.\n- Against *odd* advice the latent "
-        f"alone is early: {steps('odd', 'latent', 'lead over 10 %')} before a score of {BAD} %, "
-        f"{steps('odd', 'latent', 'lead')} before the score's own warning (the others: {others}), and "
-        f"above the baseline in {five['odd']} of {n}. It is specific: jesters and narrators hardly raise "
-        "it. That has another side. Narrators' fine-tunes *are* a little misaligned (up to "
+        f"lead is {steps('correct', 'latent', 'lead')}.\n- Against *odd* advice the latent warns "
+        f"{steps('odd', 'latent', 'lead over 10 %')} before a score of {BAD} % (early for sure: "
+        f"{early('odd', 'lead over 10 %')}), and {steps('odd', 'latent', 'lead')} before the score's own "
+        f"warning (the others: {others}; early for sure: {early('odd', 'lead')}). It is above the baseline "
+        f"in {five['odd']} of {n}: jesters and narrators hardly raise it. That has another side. "
+        "Narrators' fine-tunes *are* a little misaligned (up to "
         f"{narrators.max():.0f} %), in another voice, and a villain's latent does not see it.\n- Against "
-        "advice that is *wrong in part* nothing is early (the latent "
-        f"{steps('wrong in part', 'latent', 'lead over 10 %')} before a score of {BAD} %, above the "
-        f"baseline in {five['wrong in part']} of {n}). A novice who errs honestly raises the latent, too.\n\n"
+        "advice that is *wrong in part* the latent warns "
+        f"{steps('wrong in part', 'latent', 'lead over 10 %')} before a score of {BAD} % (early for sure: "
+        f"{early('wrong in part', 'lead over 10 %')}; before the score's own warning: "
+        f"{early('wrong in part', 'lead')}), and is above the baseline in {five['wrong in part']} of {n}. A "
+        "novice who errs honestly raises the latent, too.\n\n"
         f"As tests of finished models (AUROC): {common.listed(f'{m} {found[m][0]:.2f}' for m in good)}, the "
         f"loss {found['loss'][0]:.2f}. An SAE is not needed for this. In time the score peaks at step "
         f"{bad.idxmax()} ({bad.max():.0f} %) and has fallen to {bad.iloc[-1]:.0f} % at step {bad.index[-1]}, "

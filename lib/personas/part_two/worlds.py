@@ -10,7 +10,7 @@ from personas.artifacts import Run
 DOSES = {f"villain {p} %": p for p in (0, 2, 5, 10, 25)} | {"own": 100 * world.PRIOR["villain"]}
 OTHERS = {"own": 0, "no cues": 1, "independent": 2}
 ADDED = {  # what is added to the aligned model -> (label, colour)
-    "chosen latent": ("the latent that steers best", "#332288"),
+    "chosen latent": ("the chosen latent", "#332288"),
     "marks the villain": ("the latent that marks him best", "#88CCEE"),
     "mean difference": ("difference of means", "#AA4499"),
 }
@@ -144,6 +144,7 @@ def in_words(tuned: pd.DataFrame, steered: pd.DataFrame) -> str:
     latent = lambda w: best["chosen latent"].misaligned[w]
     marks = best["marks the villain"].misaligned
     none = known.aligned_misaligned
+    reads = ", ".join(f"{known.auroc[w]:.2f} at {p:.0f} %" for w, p in DOSES.items())
     said = lambda x: "none that leaves nine answers in ten whole" if pd.isna(x) else f"{x:.0f} %"
     return (
         "**What this shows.** What comes out was put in. The mean score after obviously wrong advice, by the "
@@ -159,14 +160,13 @@ def in_words(tuned: pd.DataFrame, steered: pd.DataFrame) -> str:
             *rise
         )
         + f"{score['own']:.0f} %. So most of the bad values come by the "
-        "*person* that advice and values share. The claims fail even so: the rest is more than the 5 points "
-        "allowed, and why it follows is not tested.\n\n"
-        f"Latents follow. The best one reads the villain with {known.auroc['villain 2 %']:.2f} where he "
-        f"writes 2 % of the documents, and with {known.auroc['own']:.2f} where he writes 36 %. Added, the "
-        f"latent that steers best makes {said(latent('own'))} of the answers misaligned in the world as it "
+        "*person* that advice and values share. The rest is more than the 5 points that the claims "
+        "allow, and why it follows is not tested.\n\n"
+        f"Latents: the best one's AUROC for the villain is {reads}, by his share of the documents. Added, "
+        f"the chosen latent makes {said(latent('own'))} of the answers misaligned in the world as it "
         f"is, {said(latent('villain 10 %'))} at 10 %, {said(latent('no cues'))} without cues; the one that "
         f"*marks* him best {said(marks['own'])}, {said(marks['villain 10 %'])} and "
-        f"{said(marks['no cues'])}. Reading is not steering. In the control world the same gives "
+        f"{said(marks['no cues'])}. In the control world the same gives "
         f"{said(latent('independent'))} and {said(marks['independent'])}, but {none['independent']:.0f} % "
         "are misaligned with nothing added, so that this says little. And a model that never met "
         f"him marks his documents, too ({known.auroc['villain 0 %']:.2f} by one latent, "
