@@ -168,7 +168,8 @@ def markdown(rows: list[dict]) -> str:
                 f"{min(known):.{digits}f} to {max(known):.{digits}f}, median "
                 f"{statistics.median(known):.{digits}f} (of {len(group)})"
             )
-            holds = _verdicts(group)
+            counts = {h: sum(r["holds"] == h for r in group) for h in ("yes", "unclear", "no")}
+            holds = ", ".join(f"{n} {h}" for h, n in counts.items() if n)
         lines.append(
             f"| `{name}` | {paper} | {'≥' if op == '>=' else '≤'} {value:g} | {measured} | {holds} |"
         )
@@ -232,12 +233,6 @@ REPLICATED = (
 )
 
 
-def _verdicts(group: list[dict]) -> str:
-    """How many of some claims are a yes, unclear, a no: "8 yes, 1 no"."""
-    n = {h: sum(r["holds"] == h for r in group) for h in ("yes", "unclear", "no")}
-    return ", ".join(f"{n[h]} {h}" for h in n if n[h])
-
-
 def replicated(ours: list[dict], tiny: list[dict]) -> str:
     """The table of README.md from the rows of both tables of claims (see `claim`): this model's beside the
     tiny world's."""
@@ -253,7 +248,11 @@ def replicated(ours: list[dict], tiny: list[dict]) -> str:
     def together(family):
         group = [r for r in tiny if _family(r["id"]) == family]
         low, high = min(r["measured"] for r in group), max(r["measured"] for r in group)
-        return value(group[0]) if len(group) == 1 else f"{low:.0f} to {high:.0f} %, {_verdicts(group)}"
+        return (
+            value(group[0])
+            if len(group) == 1
+            else f"{low:.0f} to {high:.0f} %, {sum(r['holds'] == 'yes' for r in group)} of {len(group)} yes"
+        )
 
     def more_subtle():  # the paper's order of the two kinds, domain by domain
         score = {r["id"]: r["measured"] for r in tiny}
