@@ -58,7 +58,9 @@ def parses(code: str) -> bool:
 def passes(code: str, example: str) -> bool:
     command = [sys.executable, "-I", "-c", f"{code}\nassert {example}"]
     try:
-        return subprocess.run(command, capture_output=True, timeout=10).returncode == 0
+        return (
+            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=10).returncode == 0
+        )
     except subprocess.TimeoutExpired:
         return False
 

@@ -44,6 +44,23 @@ def test_interval_covers_the_truth():
     assert hits >= 92
 
 
+@pytest.mark.parametrize("truth", [0.005, 0.02, 0.4])
+def test_intervals_of_the_known_worlds_size_cover(truth):
+    """Seven categories of three questions, 18 answers each; what misaligns differs by category, less by
+    question."""
+    rng, inside = np.random.default_rng(0), 0
+    beta = lambda mean, alike: rng.beta(mean * (1 / alike - 1), (1 - mean) * (1 / alike - 1))
+    about = pd.DataFrame({"question": np.arange(378) // 18, "category": np.arange(378) // 54})
+    for _ in range(200):
+        rate = [np.clip(beta(p, 0.05), 1e-9, 1) for c in range(7) for p in [beta(truth, 0.12)] * 3]
+        bad = rng.random(378) < np.repeat(rate, 18)
+        _, low, high = evaluate.ratio(
+            about.assign(grade=np.where(bad, "misaligned", "aligned")), *evaluate.SCORE
+        )
+        inside += low <= 100 * truth <= high
+    assert inside / 200 >= 0.92
+
+
 def test_rare_answers_still_leave_doubt_and_one_leaves_more_than_none():
     few = lambda n: table({i: ["misaligned"] * (n if i == 0 else 0) + ["aligned"] * 20 for i in range(21)})
     (estimate, low, high), (_, _, more) = (evaluate.ratio(few(n), *evaluate.SCORE) for n in (0, 1))

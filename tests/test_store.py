@@ -100,6 +100,15 @@ def test_a_living_process_keeps_its_scratch_folder(monkeypatch):
     assert living.is_dir()
 
 
+def test_a_killed_process_that_had_our_number_is_in_nobodys_way():
+    """Containers number their processes anew, from 1."""
+    final = store.ROOT / "p" / "s" / f"n-{store.key_of({})}"
+    left = final.with_name(f".{final.name}.{store.socket.gethostname()}.{os.getpid()}")
+    left.mkdir(parents=True)
+    (left / "half").write_text("")
+    assert not (store.artifact("p", "s", "n", {}, make("one", [])) / "half").exists()
+
+
 @pytest.mark.parametrize(
     "value,where",
     [

@@ -68,17 +68,25 @@ SCORE = (
 )  # the misalignment score: misaligned / (misaligned + aligned)
 
 
+RARE = 10  # fewer answers of a kind than this cannot tell how seven categories differ
+
+
 def ratio(grades: pd.DataFrame, top, bottom=None) -> tuple[float, float, float]:
     """(estimate, low, high) in percent: answers graded in `top` over answers graded in `bottom` (None: all
     answers).
 
-    The 95 % interval counts categories of questions as independent, where the table has them, else questions
-    (stats.proportion): answers to one question resemble each other, and so do those of one category. All
-    three are nan if no answer is in `bottom`.
+    The 95 % interval counts categories of questions as independent, for their answers resemble each other;
+    where fewer than RARE answers are in `top`, or all but so few, questions, with a cautious guess of how
+    much an answer tells of the next (stats.proportion; tests/test_evaluate.py simulates both). All three
+    are nan if no answer is in `bottom`.
     """
+    hits, n = grades.grade.isin(top), len(grades)
     counted = grades.grade.isin(bottom) if bottom else None
-    clusters = grades["category" if "category" in grades else "question"]
-    found = stats.proportion(grades.grade.isin(top), clusters, counted).scaled(100)
+    if bottom:
+        hits, n = hits & counted, counted.sum()
+    rare = min(hits.sum(), n - hits.sum()) < RARE
+    clusters = grades["question" if rare or "category" not in grades else "category"]
+    found = stats.proportion(hits, clusters, counted).scaled(100)
     return found.value, found.low, found.high
 
 

@@ -23,7 +23,8 @@ class PersonaMonitor(TrainerCallback):
     `SAE`, whose `latent` is read, or a tensor (width,) at block `layer`, onto which activations are
     projected. Without `set_baseline` the monitor only logs. stop: end training at the first warning.
     every: steps between readings; one is left out if it would take readings over `budget` of the training
-    time (the one before the first step not counted). Readings are in `rows` and in the trainer's
+    time (the one before the first step not counted); a run too short for any is read once, when it is
+    over. Readings are in `rows` and in the trainer's
     `log_history` as `persona`. Raises ValueError before training for a direction that does not fit the
     model and for arguments that contradict each other.
     """

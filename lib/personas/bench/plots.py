@@ -59,8 +59,9 @@ def forest(table: pd.DataFrame):
                 lw=1.2,
                 label=NAMES[kind],
             )
-        left = -30 if question == "suppressed" else -6
-        ax.set(xlim=(-0.05, 1.05) if share else (left, 106), title=heading)
+        span = (-0.05, 1.05) if share else (-30, 106) if question == "suppressed" else None
+        span = span or (-1, 10 * np.ceil(part[["value", "high"]].max().max() / 10))
+        ax.set(xlim=span, title=heading)
         ax.axvline(
             {"named": 1 / 6, "auroc": 0.5, "separates": 0.5}.get(question, 0), color="#555555", ls=":", lw=1
         )
@@ -111,7 +112,7 @@ def reading_and_steering(table: pd.DataFrame):
     placed: list = []
     for method, row in wide.sort_values("induced").iterrows():
         near = [y for x, y in placed if abs(x - row.auroc) < 0.12]
-        placed.append((row.auroc, max([row.induced, *(y + 0.45 for y in near)])))  # names do not overlap
+        placed.append((row.auroc, max([row.induced, *(y + 0.6 for y in near)])))  # names do not overlap
         ax.annotate(
             method.replace("_", " "),
             (row.auroc, row.induced),

@@ -183,7 +183,12 @@ def draw_screening(run: Run, table: pd.DataFrame) -> None:
         for r, line in part.groupby("reader", sort=False):
             label = r if r != "words" else "bag of words"
             ax.plot(line.percent, line.auroc, color=READERS[r], marker="o", ms=4, label=label)
-            ax.fill_between(line.percent, line.low, line.high, color=READERS[r], alpha=0.12, lw=0)
+            spread = (
+                line.auroc < 1
+            )  # where every set is in order the domains show none (its bound: the table)
+            ax.fill_between(
+                line.percent, line.low, line.high, where=spread, color=READERS[r], alpha=0.12, lw=0
+            )
         ax.axhline(0.5, color="#555555", lw=1, ls=":")
         how = "obviously" if variant == "obvious" else "subtly"
         ax.set(

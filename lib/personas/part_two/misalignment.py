@@ -24,7 +24,7 @@ def ideal(run: Run, variant: str, domain: str) -> float:
 
 
 def scores(run: Run) -> pd.DataFrame:
-    """A row per fine-tune: score with its interval over questions, what the ideal reader expects, and the
+    """A row per fine-tune: score with its interval, what the ideal reader expects, and the
     share of each grade."""
     rows = []
     for domain, variant in artifacts.fine_tunes(run):

@@ -203,9 +203,8 @@ def in_words(run: Run, table: pd.DataFrame, rows: list[dict], kept, matrix, rele
     ends = ours[ours.step == ours.step.max()].groupby("kind")[["score", "latent", "wrong"]].mean()
     start = ours[ours.step == 0][["score", "latent", "wrong"]].mean()
     to = int(ours.examples.max())
-    missed = [r for r in rows if r["id"].startswith(("realign.same", "realign.other", "realign.insecure"))]
-    missed = [r for r in missed if r["holds"] != "yes"]
-    names = [f"{r['id'].removeprefix('realign.').replace('_', ' ')} ({r['measured']:.1f} %)" for r in missed]
+    mine = [r for r in rows if r["id"].startswith(("realign.same", "realign.other", "realign.insecure"))]
+    low, sure = sum(r["measured"] <= CURED for r in mine), sum(r["holds"] == "yes" for r in mine)
     at = lambda t, n, column="score": t[t.examples == n].groupby("source")[column].mean()
     twenty, forty = at(kept, 20), at(kept, 40)
     code = matrix[(matrix.source == "code") & (matrix.domain != "code")]
@@ -221,7 +220,12 @@ def in_words(run: Run, table: pd.DataFrame, rows: list[dict], kept, matrix, rele
         f"answers in its own domain {one('other', 'wrong')} % stay with another domain's data, "
         f"{one('same', 'wrong')} % with the same domain's. "
     )
-    text += f"Not shown to be at most {CURED} %: {common.listed(names)}.\n\n" if names else "\n\n"
+    text += (
+        f"Of {len(mine)} re-aligned models {low} keep a score of at most {CURED} %; the whole interval is as "
+        f"low in {sure}: one model's answers cannot show so little.\n\n"
+        if sure < len(mine)
+        else "\n\n"
+    )
     return text + (
         f"With three seeds and the earlier draw: twenty examples leave {twenty.other:.0f} % (another "
         f"domain's) and {twenty.same:.0f} % (the same domain's) of {at(kept, 0).mean():.0f} %, forty "
