@@ -308,7 +308,7 @@ def test_readme_says_what_part_one_measured():
     most = of("causal latent").sort_values("score").iloc[-1]
     chosen = of("causal latent")[of("causal latent").score == claimed["steer.induce"]].index[0]
     assert most.name / chosen == 4 and most.broken > of("none").broken.iloc[0] + 10  # "more than our limit"
-    assert abs(of("top riser").score[most.name] - most.score) < 1  # "does as much there"
+    assert -2 < of("top riser").score[most.name] - most.score < 0  # "does nearly as much there"
     others = curves[~curves.direction.isin(["causal latent", "top riser", "none"])]
     assert others.score.max() < most.score / 3 and others.direction.nunique() == 5  # "do little"
     doses = {n: -g.dose.iloc[0] for n, g in down.groupby("direction")}
