@@ -725,6 +725,7 @@ for s in studies.STUDIES.values():
 """
 
 
+@pytest.mark.slow
 def test_every_study_measures_a_cell(runs):
     """The last cell of each study, on profile smoke."""
     done = subprocess.run(
