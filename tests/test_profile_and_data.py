@@ -34,6 +34,8 @@ def written(tmp_path, change):
         ),
         (lambda r: r["sae"].update(layer=9), "sae.layer: 9 is out of range"),
         (lambda r: r["sae"].update(k=999), "sae.k"),
+        (lambda r: r["sae"].update(latents=32, k=4), "sae.latents: at least 64"),
+        (lambda r: r["steering"].update(finalists=1), "steering.finalists: at least 2"),
         (lambda r: r["model"].update(heads=5), "multiple of model.heads"),
         (lambda r: r.update(domains=["cooking"]), "unknown 'cooking'"),
         (lambda r: r["study"].update(domains=["law"]), "study.domains: unknown 'law'"),

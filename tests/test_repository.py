@@ -359,6 +359,14 @@ def test_readme_says_what_part_one_measured():
         ).any()
 
 
+def test_what_a_notebook_was_made_by_knows_the_advice_that_it_trains_on(monkeypatch):
+    book, smollm2 = ROOT / "notebooks" / "01_datasets.ipynb", profile.load("smollm2")
+    before, real = pipeline.made_by(book, smollm2), pipeline.store.files_version
+    changed = lambda folder: real(folder) + "x" * (folder == pipeline.world.CONTENT)
+    monkeypatch.setattr(pipeline.store, "files_version", changed)
+    assert pipeline.made_by(book, smollm2) != before
+
+
 def test_a_cleaned_notebook_is_the_same_after_another_run(tmp_path):
     """Styled tables get a random name each time they are shown, and stderr holds progress."""
     written = []
@@ -367,6 +375,7 @@ def test_a_cleaned_notebook_is_the_same_after_another_run(tmp_path):
         outputs = [
             {"output_type": "display_data", "metadata": {}, "data": {"text/html": html}},
             {"output_type": "stream", "name": "stderr", "text": [name]},
+            {"output_type": "display_data", "data": {"application/vnd.jupyter.widget-view+json": name}},
         ]
         cell = {
             "cell_type": "code",
@@ -376,7 +385,7 @@ def test_a_cleaned_notebook_is_the_same_after_another_run(tmp_path):
             "execution_count": 1,
         }
         path = tmp_path / f"{name}.ipynb"
-        path.write_text(json.dumps({"metadata": {"papermill": {}}, "cells": [cell]}))
+        path.write_text(json.dumps({"metadata": {"papermill": {}, "widgets": {name: {}}}, "cells": [cell]}))
         pipeline.clean(path)
         written.append(path.read_text())
     assert written[0] == written[1] and "T_table0_row0_col0" in written[0]

@@ -217,15 +217,20 @@ def keep_claims(profile: str) -> None:
 
 def clean(path: Path) -> None:
     """Drop what differs between two runs of the same notebook: timings, counts of execution by papermill,
-    machine paths, addresses in memory, the random names that pandas gives to styled tables."""
+    machine paths, addresses in memory, progress bars and their state, the random names that pandas gives to
+    styled tables."""
     book = json.loads(path.read_text())
-    book["metadata"].pop("papermill", None)
+    for name in ("papermill", "widgets"):
+        book["metadata"].pop(name, None)
     book["cells"] = [c for c in book["cells"] if "injected-parameters" not in c["metadata"].get("tags", [])]
     for cell in book["cells"]:
         for name in ("papermill", "execution"):
             cell["metadata"].pop(name, None)
         if cell["cell_type"] == "code":
-            cell["outputs"] = [o for o in cell["outputs"] if o.get("name") != "stderr"]
+            bar = "application/vnd.jupyter.widget-view+json"
+            cell["outputs"] = [
+                o for o in cell["outputs"] if o.get("name") != "stderr" and bar not in o.get("data", {})
+            ]
     text = json.dumps(book, indent=1, ensure_ascii=False)
     text = re.sub(r"(<[\w.]+) (?:object )?at 0x[0-9a-f]+>", r"\1>", text)
     for i, name in enumerate(dict.fromkeys(re.findall(r"\bT_[0-9a-f]{5}(?=_|\b)", text))):

@@ -183,9 +183,7 @@ def draw_screening(run: Run, table: pd.DataFrame) -> None:
         for r, line in part.groupby("reader", sort=False):
             label = r if r != "words" else "bag of words"
             ax.plot(line.percent, line.auroc, color=READERS[r], marker="o", ms=4, label=label)
-            spread = (
-                line.auroc < 1
-            )  # where every set is in order the domains show none (its bound: the table)
+            spread = line.auroc < 1  # where every set is in order, the domains show none
             ax.fill_between(
                 line.percent, line.low, line.high, where=spread, color=READERS[r], alpha=0.12, lw=0
             )
