@@ -18,7 +18,7 @@ import pytest
 import yaml
 from jupyter_client.kernelspec import NoSuchKernel
 
-from personas import __main__, claims, figures, pipeline, profile
+from personas import __main__, claims, figures, pipeline, profile, store, studies
 from personas.chapters import c03
 from personas.pretrained import grading
 
@@ -206,13 +206,18 @@ def test_errors_are_one_line_and_exit_2(args, says, monkeypatch, capsys):
     assert says in said and said.startswith("error: ") and "\n" not in said
 
 
-def test_plan_names_every_notebook_and_runs_nothing(tmp_path):
-    for named, mine in (("smollm2", BOOKS[:8]), ("tiny", BOOKS[8:])):
-        done = personas("run", "--plan", "--profile", named, PERSONAS_RUNS=str(tmp_path))
-        assert done.returncode == 0 and [b.name for b in BOOKS if b.name in done.stdout] == [
-            b.name for b in mine
-        ]
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("named", ["smollm2", "tiny", "tiny-full"])
+def test_plan_names_notebooks_counts_cells_and_runs_nothing(named, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(store, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["personas", "run", "--plan", "--profile", named])
+    assert __main__.main() == 0 and list(tmp_path.iterdir()) == []
+    said = capsys.readouterr().out
+    if named == "tiny-full":
+        counts = {s.name: len(s.cells(profile.load(named))) for s in studies.STUDIES.values()}
+        assert all(f"{name:16s} {n:5d} cells" in said for name, n in counts.items())
+    else:
+        mine = BOOKS[:8] if named == "smollm2" else BOOKS[8:]
+        assert [b for b in BOOKS if b.name in said] == mine
 
 
 @pytest.fixture(scope="module")

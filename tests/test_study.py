@@ -1,11 +1,13 @@
 """Ablations, attribution and monitors against plain counterparts; studies that go on where they stopped."""
 
+import importlib
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,6 +31,7 @@ from personas import (
     known_latents,
     model,
     origins,
+    parallel,
     prevention,
     profile,
     rerouting,
@@ -310,25 +313,12 @@ def test_a_measurement_may_not_overwrite_a_setting(tmp_path, monkeypatch):
         study.cell_rows(one, profile.load("smoke"), cell)
 
 
-def test_plan_of_the_full_profile_counts_cells_and_runs_nothing(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "personas", "run", "--profile", "tiny-full", "--plan"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PERSONAS_RUNS": str(tmp_path)},
-    )
-    assert done.returncode == 0 and list(tmp_path.iterdir()) == []
-    for s in studies.STUDIES.values():
-        assert f"{s.name:16s} {len(s.cells(profile.load('tiny-full'))):5d} cells" in done.stdout
-
-
 COUNTED = """
-import sys
-from pathlib import Path
-from personas import profile, store, study
+import os
+from personas import store, study
 
 def measure(run, ruler, domain, kind):
-    if kind == sys.argv[1]:
+    if kind == os.environ["BROKEN"]:
         raise ValueError("broken on purpose")
     with open(store.ROOT / "calls", "a") as f:
         print(kind, file=f)
@@ -336,69 +326,68 @@ def measure(run, ruler, domain, kind):
 
 one = study.Study("00_test", lambda p: [{"pretraining_seed": 1, "seed": 0, "domain": "auto", "kind": k} for k in ("a", "bb", "ccc")],
                   measure, lambda ruler: None, (), 1)
-if __name__ == "__main__":
-    print(study.compute(one, profile.load("smoke"), workers=1).score.tolist())
 """  # noqa: E501
 
+SLOW = """
+import os, time
+from personas import parallel, profile
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A store that holds the smoke profile's aligned model."""
-    folder = tmp_path_factory.mktemp("runs")
-    make = "from personas import artifacts; artifacts.aligned(artifacts.open_run('smoke'))"
-    subprocess.run(
-        [sys.executable, "-c", make],
-        env=os.environ | {"PERSONAS_RUNS": str(folder)},
-        capture_output=True,
-        check=True,
-    )
-    return folder
+def wait():
+    print("pid", os.getpid(), flush=True)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    dict(parallel.side_by_side({"one": (wait,)}, profile.load("smoke"), "waiting"))
+"""
 
 
-def test_killing_a_study_ends_its_workers(tmp_path, runs):
-    """SIGKILL while a cell is being measured: no process of the pool outlives it."""
-    slow = COUNTED.replace(
-        "if kind == sys.argv[1]:",
-        'print("pid", os.getpid(), flush=True); time.sleep(60)\n    if kind == sys.argv[1]:',
-    ).replace("import sys\n", "import os, sys, time\n")
-    (tmp_path / "slow.py").write_text(slow)
+def test_killing_a_study_ends_its_workers(tmp_path):
+    """SIGKILL while a cell is being measured: no process of the pool outlives it, nor what started it."""
+    (tmp_path / "slow.py").write_text(SLOW)
     running = subprocess.Popen(
-        [sys.executable, str(tmp_path / "slow.py"), "none"],
+        [sys.executable, str(tmp_path / "slow.py")],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env=os.environ | {"PERSONAS_RUNS": str(runs)},
     )
     worker = int(running.stdout.readline().split()[1])
+    left = {worker, *_children(running.pid)}
     running.kill()
     running.wait()
     for _ in range(100):
-        if not os.path.exists(f"/proc/{worker}"):
+        if not any(map(_lives, left)):
             return
         time.sleep(0.1)
-    os.kill(worker, signal.SIGKILL)
-    pytest.fail("the worker lives on")
+    for pid in filter(_lives, left):
+        os.kill(pid, signal.SIGKILL)
+    pytest.fail("processes live on")
 
 
-def test_a_failed_cell_is_named_and_the_others_are_kept(tmp_path, runs):
+def _children(pid: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _lives(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
+
+
+def test_a_failed_cell_is_named_and_the_others_are_kept(tmp_path, monkeypatch):
     """A real pool of processes, a cell that fails, then the same study again: only the failed cell is
     measured anew."""
     (tmp_path / "counted.py").write_text(COUNTED)
-    env = os.environ | {"PERSONAS_RUNS": str(runs)}
-    run = lambda broken: subprocess.run(
-        [sys.executable, str(tmp_path / "counted.py"), broken], capture_output=True, text=True, env=env
-    )
-    first = run("ccc")
-    assert (
-        first.returncode == 1
-        and "study 00_test, cell {'pretraining_seed': 1, 'seed': 0, 'domain': 'auto', 'kind': 'ccc'}: "
-        "ValueError: broken"
-        in first.stderr
-    )
-    again = run("none")
-    assert again.stdout.strip() == "[1.0, 2.0, 3.0]", again.stderr[-2000:]
-    assert run("a").stdout == again.stdout  # nothing is measured any more, so nothing can break
-    assert (runs / "calls").read_text().split() == ["a", "bb", "ccc"]
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(store, "ROOT", tmp_path / "runs")
+    counted, smoke = importlib.import_module("counted"), profile.load("smoke")
+    artifacts.aligned(artifacts.open_run("smoke"))
+    monkeypatch.setenv("BROKEN", "ccc")
+    with pytest.raises(parallel.WorkError) as failed:
+        study.compute(counted.one, smoke, workers=1)
+    cell = "{'pretraining_seed': 1, 'seed': 0, 'domain': 'auto', 'kind': 'ccc'}"
+    assert f"study 00_test, cell {cell}: ValueError: broken" in str(failed.value)
+    for broken in ("none", "a"):  # the second time nothing is measured any more, so nothing can break
+        monkeypatch.setenv("BROKEN", broken)
+        assert study.compute(counted.one, smoke, workers=1).score.tolist() == [1.0, 2.0, 3.0]
+    assert (tmp_path / "runs" / "calls").read_text().split() == ["a", "bb", "ccc"]
 
 
 def test_guards_change_what_is_trained_on_and_nothing_else():
@@ -726,13 +715,13 @@ for s in studies.STUDIES.values():
 
 
 @pytest.mark.slow
-def test_every_study_measures_a_cell(runs):
+def test_every_study_measures_a_cell(tmp_path):
     """The last cell of each study, on profile smoke."""
     done = subprocess.run(
         [sys.executable, "-c", EVERY],
         capture_output=True,
         text=True,
-        env=os.environ | {"PERSONAS_RUNS": str(runs)},
+        env=os.environ | {"PERSONAS_RUNS": str(tmp_path)},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert [line.split()[0] for line in done.stdout.splitlines()] == list(studies.STUDIES)

@@ -65,6 +65,19 @@ def test_jobs_run_side_by_side_each_on_a_core(cluster, monkeypatch, tmp_path):
     )
 
 
+def seen():
+    return os.environ.get("PERSONAS_SEEN"), store.ROOT
+
+
+def test_workers_have_the_environment_and_the_store_of_now(monkeypatch, tmp_path):
+    """Not those of the moment when the first of them was started."""
+    for name in ("one", "two"):
+        monkeypatch.setenv("PERSONAS_SEEN", name)
+        monkeypatch.setattr(store, "ROOT", tmp_path / name)
+        found = dict(parallel.side_by_side({"a": (seen,)}, smoke(), "seen"))
+        assert found == {"a": (name, tmp_path / name)}
+
+
 def test_a_cluster_that_is_not_there_is_one_error():
     with pytest.raises(parallel.WorkError, match="no Ray cluster at '127.0.0.1:1'"):
         dict(parallel.side_by_side({"a": (square, 1, ".")}, here("127.0.0.1:1"), "squares"))

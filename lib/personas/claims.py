@@ -144,6 +144,12 @@ def _family(id: str) -> str:
     return ".".join(parts).replace("suppress.subtle", "suppress").replace("suppress.obvious", "suppress")
 
 
+def _verdicts(group: list[dict]) -> str:
+    """How often each verdict was given: "7 yes, 2 unclear"."""
+    counts = {h: sum(r["holds"] == h for r in group) for h in ("yes", "unclear", "no")}
+    return ", ".join(f"{n} {h}" for h, n in counts.items() if n)
+
+
 def markdown(rows: list[dict]) -> str:
     """The table of docs/known_world.md: one line per family of claims (see _family), with the range
     measured."""
@@ -168,8 +174,7 @@ def markdown(rows: list[dict]) -> str:
                 f"{min(known):.{digits}f} to {max(known):.{digits}f}, median "
                 f"{statistics.median(known):.{digits}f} (of {len(group)})"
             )
-            counts = {h: sum(r["holds"] == h for r in group) for h in ("yes", "unclear", "no")}
-            holds = ", ".join(f"{n} {h}" for h, n in counts.items() if n)
+            holds = _verdicts(group)
         lines.append(
             f"| `{name}` | {paper} | {'≥' if op == '>=' else '≤'} {value:g} | {measured} | {holds} |"
         )
@@ -240,19 +245,13 @@ def replicated(ours: list[dict], tiny: list[dict]) -> str:
     def value(r):
         units = {"subtle.above_obvious": " points", "subtle.above_correct": " points", "warn.lead": " steps"}
         unit, digits = ("", 2) if "auroc" in r["id"] else (units.get(r["id"], " %"), 0)
-        return (
-            f"{r['measured']:.{digits}f}{unit} ({r['low']:.{digits}f} to {r['high']:.{digits}f}), "
-            f"**{r['holds']}**"
-        )
+        measured, low, high = (f"{r[k]:z.{digits}f}" for k in ("measured", "low", "high"))
+        return f"{measured}{unit} ({low} to {high}), **{r['holds']}**"
 
     def together(family):
         group = [r for r in tiny if _family(r["id"]) == family]
         low, high = min(r["measured"] for r in group), max(r["measured"] for r in group)
-        return (
-            value(group[0])
-            if len(group) == 1
-            else f"{low:.0f} to {high:.0f} %, {sum(r['holds'] == 'yes' for r in group)} of {len(group)} yes"
-        )
+        return value(group[0]) if len(group) == 1 else f"{low:.0f} to {high:.0f} %, {_verdicts(group)}"
 
     def more_subtle():  # the paper's order of the two kinds, domain by domain
         score = {r["id"]: r["measured"] for r in tiny}

@@ -6,8 +6,10 @@ import importlib.util
 import multiprocessing
 import os
 import socket
+import sys
 import threading
 import warnings
+from pathlib import Path
 
 import torch
 
@@ -29,10 +31,19 @@ def workers(profile: Profile, most: int):
         yield from _ray(profile, most)
     else:
         here = 1 if profile.device == "cuda" else min(most, os.cpu_count() or 1)
-        with concurrent.futures.ProcessPoolExecutor(
-            here, multiprocessing.get_context("spawn"), _start, (profile.device == "cpu",)
-        ) as pool:
+        given = (profile.device == "cpu", dict(os.environ), store.ROOT)
+        with concurrent.futures.ProcessPoolExecutor(here, _context(profile), _start, given) as pool:
             yield pool
+
+
+def _context(profile: Profile):
+    """How processes start. Each would import the libraries for ten seconds and more; so on Linux they are
+    forked from one that has done so and nothing else. Not where a GPU's driver does not survive a fork."""
+    if profile.device != "cpu" or sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(["personas.finetune", "personas.stats"])
+    return found
 
 
 def side_by_side(jobs: dict, profile: Profile, what: str, most: int | None = None, total: int | None = None):
@@ -59,15 +70,17 @@ def side_by_side(jobs: dict, profile: Profile, what: str, most: int | None = Non
             raise WorkError(f"{what}, {waiting[done]}: {type(cause).__name__}: {cause}") from error
 
 
-def _start(one_core: bool) -> None:
-    """A worker's start: one core, and an end with its parent, however that ends (a killed pool's workers
-    would wait for ever)."""
+def _start(one_core: bool, environment: dict, root: Path) -> None:
+    """A worker's start: one core, its parent's environment and store as they are now, and an end with its
+    parent, however that ends (a killed pool's workers would wait for ever)."""
 
     def follow():
         multiprocessing.parent_process().join()
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+    os.environ.update(environment)
+    store.ROOT = root
     _settle(one_core)
 
 
