@@ -44,32 +44,37 @@ def some(width=24, latents=64, **how):
     )
 
 
+KINDS = {
+    "topk": {},
+    "relu": {"k": None},
+    "jumprelu": {"k": None, "threshold": torch.full((64,), 0.4)},
+}
+
+
 @needs_sae_lens
-@pytest.mark.parametrize(
-    "how",
-    [{}, {"k": None}, {"k": None, "threshold": torch.full((64,), 0.4)}],
-    ids=["topk", "relu", "jumprelu"],
-)
-def test_sae_lens_reads_our_files_and_encodes_and_decodes_alike(tmp_path, how):
-    ours = some(**how)
-    sae_files.save(ours, tmp_path / "sae")
+def test_sae_lens_reads_our_files_and_encodes_and_decodes_alike(tmp_path):
     x = torch.randn(50, 24, generator=torch.Generator().manual_seed(1)) * 2
     save_file({"x": x}, tmp_path / "x.safetensors")
+    for kind, how in KINDS.items():
+        sae_files.save(some(**how), tmp_path / kind)
     there(
         """
 import sae_lens
 from safetensors.torch import load_file, save_file
-theirs = sae_lens.SAE.load_from_disk("sae")
-acts = theirs.encode(load_file("x.safetensors")["x"]).detach()
-save_file({"acts": acts.to_dense() if acts.is_sparse else acts, "read": theirs.decode(acts).detach()}, "theirs.safetensors")
-print(theirs.cfg.metadata.hook_name)""",  # noqa: E501
+for kind in ("topk", "relu", "jumprelu"):
+    theirs = sae_lens.SAE.load_from_disk(kind)
+    acts = theirs.encode(load_file("x.safetensors")["x"]).detach()
+    dense = acts.to_dense() if acts.is_sparse else acts
+    save_file({"acts": dense, "read": theirs.decode(acts).detach()}, kind + ".safetensors")
+    print(theirs.cfg.metadata.hook_name)""",
         tmp_path,
     )
-    theirs = load_file(tmp_path / "theirs.safetensors")
-    assert torch.allclose(ours.encode(x), theirs["acts"], atol=1e-5)
-    assert torch.allclose(ours.decode(ours.encode(x)), theirs["read"], atol=1e-4)
-    again = sae_files.load(tmp_path / "sae")
-    assert torch.equal(again.encode(x), ours.encode(x)) and again.k == ours.k
+    for kind, how in KINDS.items():
+        ours, theirs = some(**how), load_file(tmp_path / f"{kind}.safetensors")
+        assert torch.allclose(ours.encode(x), theirs["acts"], atol=1e-5), kind
+        assert torch.allclose(ours.decode(ours.encode(x)), theirs["read"], atol=1e-4), kind
+        again = sae_files.load(tmp_path / kind)
+        assert torch.equal(again.encode(x), ours.encode(x)) and again.k == ours.k, kind
 
 
 @needs_sae_lens
