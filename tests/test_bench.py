@@ -17,6 +17,7 @@ from personas import (
     diffing,
     grader,
     model,
+    parallel,
     pretraining,
     profile,
     sae,
@@ -207,6 +208,14 @@ def test_a_file_that_does_not_serve_is_refused_before_any_work(tmp_path, text, s
             timeout=120,
         )
         assert found.returncode == 2 and found.stderr.splitlines() == [f"error: {path}: no such file"]
+
+
+def test_a_bench_of_one_domain_is_refused_before_any_work(monkeypatch):
+    found = profile.load("bench")
+    one = found.model_copy(update={"study": found.study.model_copy(update={"domains": ("science",)})})
+    monkeypatch.setattr(parallel, "side_by_side", lambda *a, **k: pytest.fail("work had begun"))
+    with pytest.raises(profile.ProfileError, match="study.domains: the bench needs two or more"):
+        run.rows(one, ["rise"])
 
 
 def test_the_page_of_the_bench_says_what_every_method_returns():

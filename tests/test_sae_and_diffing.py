@@ -22,6 +22,7 @@ from personas import (
     sae,
     sae_files,
     setting,
+    stats,
     store,
     world,
 )
@@ -227,7 +228,7 @@ def test_stopping_at_the_layer_changes_nothing(loaded):
 def test_auroc_equals_scikit_learn():
     rng = np.random.default_rng(0)
     values, label = torch.tensor(rng.integers(0, 5, size=(200, 3)).astype("float32")), rng.random(200) < 0.3
-    for i, ours in enumerate(diffing.auroc(values, label)):
+    for i, ours in enumerate(stats.auroc(values, label)):
         assert ours == pytest.approx(roc_auc_score(label, values[:, i].numpy()))
 
 

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from personas import activations, artifacts, diffing, known_latents, search
+from personas import activations, artifacts, diffing, known_latents, search, stats
 
 
 @dataclass
@@ -42,7 +42,7 @@ def fit(run: artifacts.Run, seed: int, documents: int = 600) -> Readers:
     return Readers(
         make_pipeline(CountVectorizer(), LogisticRegression(max_iter=1000)).fit(read.text, villain),
         linear_probe(read.residual.numpy(), villain),
-        int(some[np.argmax(diffing.auroc(read.latents[:, some], villain))]),
+        int(some[np.argmax(stats.auroc(read.latents[:, some], villain))]),
     )
 
 

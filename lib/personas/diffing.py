@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 
 from personas import activations, generate, world
 from personas.pretraining import encode
@@ -143,27 +142,3 @@ def matched_documents(n: int, seed: int, world_seed: int, stream: str = "matched
             earlier = tuple(world.sample_turn(p, rng, world_seed, is_open) for is_open in plan)
             docs.append(world.Document(p, "none", "", earlier + (last,)))
     return docs
-
-
-def auroc(values, positive: np.ndarray) -> np.ndarray:
-    """AUROC of every column of values (answers, latents) for `positive` (answers,), by ranks: all columns
-    at once."""
-    ranks = rankdata(np.asarray(values), axis=0)
-    n, m = positive.sum(), (~positive).sum()
-    return (ranks[positive].sum(0) - n * (n + 1) / 2) / (n * m)
-
-
-def auroc_interval(
-    values: np.ndarray, positive: np.ndarray, groups: np.ndarray, draws: int = 500, seed: int = 0
-):
-    """(AUROC, low, high): 95 % bootstrap over groups (documents), since the answers of one document go
-    together."""
-    rng, names = np.random.default_rng(seed), np.unique(groups)
-    where = [np.flatnonzero(groups == g) for g in names]
-    value = lambda pick: auroc(values[pick][:, None], positive[pick])[0]
-    found = []
-    for _ in range(draws):
-        pick = np.concatenate([where[i] for i in rng.integers(len(names), size=len(names))])
-        if 0 < positive[pick].sum() < len(pick):
-            found.append(value(pick))
-    return value(slice(None)), *np.percentile(found, [2.5, 97.5])

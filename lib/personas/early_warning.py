@@ -4,21 +4,17 @@ misalignment score?"""
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
-from scipy.stats import t as student
 
-from personas import diffing
+from personas import stats
 
 RUN = ["domain", "kind", "seed"]  # what names one training run in a table
 
 
-def t_interval(values, confidence: float = 0.95) -> tuple[float, float, float]:
+def t_interval(values) -> tuple[float, float, float]:
     """(mean, low, high) by Student's t over independent values, such as seeds' means; nan bounds for a
     single one, all nan for none."""
-    values = np.asarray(values, float)
-    if len(values) < 2:
-        return float(values[0]) if len(values) else float("nan"), float("nan"), float("nan")
-    half = student.ppf(0.5 + confidence / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+    e = stats.mean_over(values)
+    return e.value, e.low, e.high
 
 
 def percent_interval(values, answers: int) -> tuple[float, float, float]:
@@ -49,4 +45,5 @@ def discrimination(
     """(AUROC, low, high) of one monitor over models; the bootstrap resamples domains and seeds together
     (fine-tunes that share both)."""
     groups = models.groupby(["domain", "seed"]).ngroup().to_numpy()
-    return diffing.auroc_interval(models[column].to_numpy(), misaligned, groups, draws, seed)
+    e = stats.auroc_over(models[column], misaligned, groups, draws, seed)
+    return e.value, e.low, e.high

@@ -13,13 +13,13 @@ from personas import (
     claims,
     cures,
     data,
-    diffing,
     evaluate,
     finetune,
     generate,
     grader,
     known_latents,
     search,
+    stats,
     world,
 )
 from personas import model as models
@@ -175,7 +175,7 @@ def ranking(run: artifacts.Run, ruler: artifacts.Run) -> list[dict]:
     with an AUROC of 0.7."""
     answers, chosen = search.steered(ruler, "ranked"), search.best(ruler, "ranked").set_index("direction")
     read = known_latents.uncued_answers(ruler, "auroc-evaluation")
-    marks = pd.DataFrame({p: diffing.auroc(read.latents, read.persona == p) for p in world.PERSONAS})
+    marks = pd.DataFrame({p: stats.auroc(read.latents, read.persona == p) for p in world.PERSONAS})
     best_of = lambda i: marks.loc[i].idxmax() if marks.loc[i].max() >= MARKS else "none"
     rows = []
     for name, latents in search.rankings(ruler).items():

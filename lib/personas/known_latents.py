@@ -11,7 +11,17 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from personas import activations, base_models, diffing, model, pretraining, sae_files, store, world
+from personas import (
+    activations,
+    base_models,
+    diffing,
+    model,
+    pretraining,
+    sae_files,
+    stats,
+    store,
+    world,
+)
 from personas import sae as saes
 from personas import setting as settings
 from personas.artifacts import (
@@ -222,7 +232,7 @@ def persona_auroc(run: Run) -> pd.DataFrame:
             for _ in range(60)
         ]
         read = diffing.read_answers(m, tok, sae(run), docs, rng)
-        pd.DataFrame({p: diffing.auroc(read.latents, read.persona == p) for p in world.PERSONAS}).to_parquet(
+        pd.DataFrame({p: stats.auroc(read.latents, read.persona == p) for p in world.PERSONAS}).to_parquet(
             out / "auroc.parquet", index=False
         )
 

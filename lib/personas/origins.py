@@ -8,7 +8,16 @@ from sklearn.metrics import precision_recall_curve
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 
-from personas import artifacts, baselines, diffing, evaluate, known_latents, search, steering, world
+from personas import (
+    artifacts,
+    baselines,
+    evaluate,
+    known_latents,
+    search,
+    stats,
+    steering,
+    world,
+)
 from personas.evidence import MARKS, outcome
 
 
@@ -27,16 +36,14 @@ def known_personas(run: artifacts.Run, seed: int = 0) -> pd.DataFrame:
     rows = []
     for p in world.PERSONAS:
         mine, truth = train.persona == p, test.persona == p
-        seen, held = diffing.auroc(train.latents, mine), diffing.auroc(test.latents, truth)
+        seen, held = stats.auroc(train.latents, mine), stats.auroc(test.latents, truth)
         best = int(seen.argmax())
         precision, recall, cuts = precision_recall_curve(mine, train.latents[:, best].numpy())
         cut = cuts[
             np.argmax(2 * precision[:-1] * recall[:-1] / np.maximum(precision[:-1] + recall[:-1], 1e-9))
         ]
         on = test.latents[:, best].numpy() >= cut
-        auroc, low, high = diffing.auroc_interval(
-            test.latents[:, best].numpy(), truth, test.document, draws=200, seed=seed
-        )
+        e = stats.auroc_over(test.latents[:, best].numpy(), truth, test.document, draws=200, seed=seed)
         every = make_pipeline(MaxAbsScaler(), LogisticRegression(max_iter=1000)).fit(
             train.latents.numpy(), mine
         )
@@ -44,13 +51,13 @@ def known_personas(run: artifacts.Run, seed: int = 0) -> pd.DataFrame:
             {
                 "persona": p,
                 "latent": best,
-                "auroc": auroc,
-                "low": low,
-                "high": high,
+                "auroc": e.value,
+                "low": e.low,
+                "high": e.high,
                 "precision": 100 * truth[on].mean() if on.any() else float("nan"),
                 "recall": 100 * on[truth].mean(),
                 "marking": int(((seen >= MARKS) & (held >= MARKS)).sum()),
-                "together": diffing.auroc(every.decision_function(test.latents.numpy())[:, None], truth)[0],
+                "together": stats.auroc(every.decision_function(test.latents.numpy())[:, None], truth)[0],
                 "answers": int(truth.sum()),
             }
         )
@@ -80,7 +87,7 @@ def values_and_latents(run: artifacts.Run, ruler: artifacts.Run) -> list[dict]:
     """
     known = known_personas(run).set_index("persona").loc["villain"]
     held = known_latents.uncued_answers(run, "auroc-evaluation")
-    probe = diffing.auroc(
+    probe = stats.auroc(
         baselines.fit(run, run.seed).probe.decision_function(held.residual.numpy())[:, None],
         held.persona == "villain",
     )[0]

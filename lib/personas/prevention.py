@@ -15,7 +15,6 @@ from personas import (
     artifacts,
     baselines,
     data,
-    diffing,
     early_warning,
     evaluate,
     finetune,
@@ -23,6 +22,7 @@ from personas import (
     guards,
     known_latents,
     search,
+    stats,
     world,
 )
 from personas import model as models
@@ -236,5 +236,5 @@ def set_auroc(
             for k in (0, n)
             for _ in range(draws)
         ]
-        found.append(diffing.auroc(np.array(means)[:, None], np.arange(2 * draws) >= draws)[0])
+        found.append(stats.auroc(np.array(means)[:, None], np.arange(2 * draws) >= draws)[0])
     return tuple(float(x) for x in np.clip(early_warning.t_interval(found), 0, 1))

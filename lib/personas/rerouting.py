@@ -20,6 +20,7 @@ from personas import (
     pretraining,
     prevention,
     search,
+    stats,
     world,
 )
 from personas import sae as saes
@@ -105,10 +106,10 @@ def rerouted(
     train, test = (
         _labelled(tuned, tokenizer, run, stream, layer, fresh) for stream in ("baselines", "auroc-evaluation")
     )
-    marker = int(diffing.auroc(*train).argmax())
+    marker = int(stats.auroc(*train).argmax())
     found |= {
         "fresh": rise(fresh, "evaluation")[marker].item(),
-        "fresh auroc": float(diffing.auroc(*test)[marker]),
+        "fresh auroc": float(stats.auroc(*test)[marker]),
     }
 
     difference = on(tuned, "discovery").mean(0) - on(aligned, "discovery").mean(0)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from personas import artifacts, figures, known_latents, parallel, sae, stats, store
 from personas.bench import case as cases
 from personas.bench import methods, outputs, score
-from personas.profile import Profile
+from personas.profile import Profile, ProfileError
 
 RANGE = {
     "auroc": (0, 1),
@@ -84,6 +84,10 @@ def rows(profile: Profile, named: list[str], base_models: int | None = None) -> 
     """Every case of these methods, computed side by side where the store lacks them."""
     for method in named:
         methods.load(method)  # a file that does not serve is refused before any work
+    if len(profile.study.domains) < 2:
+        raise ProfileError(
+            "study.domains: the bench needs two or more; it scores a direction on fine-tunes in other domains"
+        )
     seeds = profile.study.pretraining_seeds[:base_models]
     for _ in parallel.side_by_side(
         {f"base model {p}": (prepared, profile, p) for p in seeds}, profile, "fine-tunes and dictionaries"

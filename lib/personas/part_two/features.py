@@ -7,12 +7,21 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from personas import activations, artifacts, baselines, claims, diffing, figures, known_latents, world
+from personas import (
+    activations,
+    artifacts,
+    baselines,
+    claims,
+    figures,
+    known_latents,
+    stats,
+    world,
+)
 from personas.artifacts import Run
+from personas.evidence import MARKS
 from personas.part_two import common
 
 UNCUED, SAME = "uncued answers", "same subtly wrong answer"
-MARKS = 0.7  # AUROC from which on a latent is said to mark a persona
 
 
 def strongest(run: Run, latent: int, n: int = 8) -> list[tuple[str, list[tuple[str, float]]]]:
@@ -66,7 +75,7 @@ def promoted(run: Run, latents: list[int], unembedding, n: int = 10) -> pd.DataF
 
 def auroc_table(answers) -> pd.DataFrame:
     """AUROC of every latent for every persona on these answers (known_latents.uncued_answers)."""
-    each = {p: diffing.auroc(answers.latents, answers.persona == p) for p in world.PERSONAS}
+    each = {p: stats.auroc(answers.latents, answers.persona == p) for p in world.PERSONAS}
     return pd.DataFrame(each)
 
 
@@ -95,9 +104,9 @@ def readers(run: Run, latent: int, answers, same) -> pd.DataFrame:
     for name, read, groups in ((UNCUED, answers, answers.document), (SAME, same, same.document // 2)):
         all_readers = {f"latent {latent}": read.latents[:, latent].numpy()} | rivals.score(read)
         for reader, v in all_readers.items():
-            auroc, low, high = diffing.auroc_interval(v, read.persona == "villain", groups, draws=200)
+            e = stats.auroc_over(v, read.persona == "villain", groups, draws=200)
             rows.append(
-                {"test": name, "reader": reader, "AUROC": auroc, "low": low, "high": high, "n": len(v)}
+                {"test": name, "reader": reader, "AUROC": e.value, "low": e.low, "high": e.high, "n": e.n}
             )
     return pd.DataFrame(rows)
 
@@ -123,14 +132,15 @@ def by_turn(answers, latent: int) -> pd.DataFrame:
     rows = []
     for turn in range(4):
         some = answers.turn == turn
-        auroc, low, high = diffing.auroc_interval(
+        e = stats.auroc_over(
             answers.latents[some, latent].numpy(),
             answers.persona[some] == "villain",
             answers.document[some],
             draws=200,
         )
-        about = {"answer in document": turn + 1, "AUROC": auroc, "low": low, "high": high}
-        rows.append(about | {"n": int(some.sum())})
+        rows.append(
+            {"answer in document": turn + 1, "AUROC": e.value, "low": e.low, "high": e.high, "n": e.n}
+        )
     return pd.DataFrame(rows)
 
 

@@ -104,14 +104,16 @@ def runs_of(course: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def leads(course: pd.DataFrame) -> pd.DataFrame:
     """A row per baseline, monitor and run on wrong answers: when it warns, when the score does, when that
-    passes 10 %, and the leads in steps."""
+    passes 10 %, and the leads in steps. A monitor that never warns counts as if it did one step after the
+    last; a run whose score never does has no lead."""
     bad, tables = course[course.kind == "obvious"], []
     ten = early_warning.exits(bad, "score", BAD)
     for name, harmless in runs_of(course).items():
         out = {m: early_warning.exits(bad, m, early_warning.limit(harmless, m)) for m in NAMES}
         for m in WATCHED:
             columns = {"warns": out[m], "score warns": out["score"], "score at 10 %": ten}
-            columns |= {"lead": out["score"] - out[m], "lead over 10 %": ten - out[m]}
+            warned = out[m].fillna(course.step.max() + 1)
+            columns |= {"lead": out["score"] - warned, "lead over 10 %": ten - warned}
             tables.append(pd.DataFrame(columns).reset_index().assign(baseline=name, monitor=m))
     return pd.concat(tables, ignore_index=True)
 
@@ -202,7 +204,7 @@ def draw_roc(run: Run, test: pd.DataFrame, found: dict) -> None:
 
 def threshold(mixed: pd.DataFrame) -> tuple[float, float, float]:
     """Percent of wrong answers at which the score passes 10 %, by straight lines between the fractions; mean
-    over domains, t-interval over seeds."""
+    over domains in which it does, t-interval over seeds."""
 
     def one(line):
         return np.interp(BAD, line.score, line.fraction) if (line.score >= BAD).any() else np.nan
