@@ -332,8 +332,6 @@ def test_readme_says_what_part_one_measured():
     said = [f"{doses[n]:g}" for n in ("causal latent", "difference of means")]
     assert re.findall(r"0\.\d", block("short")) == said
     later = block("later")
-    auroc = pd.read_csv(made("smollm2/07_auroc")).query("over == 'finished'").set_index("monitor").auroc
-    assert set(auroc.nlargest(2).index) == {"top riser", "probe"}
     leads = pd.read_csv(made("smollm2/07_lead")).query("monitor != 'score'")
     early = leads.groupby(["baseline", "monitor"]).lead.mean()
     assert 1 <= early["correct advice"].max() < 1.5 and early["all four harmless kinds"].max() < 0
@@ -341,8 +339,7 @@ def test_readme_says_what_part_one_measured():
     guards = pd.read_csv(made("smollm2/08_guards")).query("asked == 'plain'").set_index(["guard", "dose"])
     rows = pd.read_csv(made("smollm2/08_screening")).query("variant == 'obvious'").set_index("reader").auroc
     assert rows.idxmax() == "persona vector"
-    numbers = [*auroc.nlargest(2), auroc["causal latent"], rows.max()]
-    assert re.findall(r"0\.\d\d", later) == [f"{x:.2f}" for x in numbers]
+    assert re.findall(r"0\.\d\d", later) == [f"{rows.max():.2f}"]
     shares = [10, claimed["fraction.above"], guards.score["none", 0], guards.score["fewer steps", 8]]
     assert re.findall(r"(\d+) %", later) == [f"{x:.0f}" for x in shares]
     hidden = pd.read_csv(made("smollm2/claims")).set_index("id").loc["realign.context"]
