@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from personas import model
+from personas import model, store
 from personas.pretrained import weights
 
 FOLDER = Path(__file__).parent / "committed"
@@ -28,7 +28,7 @@ def committed(about: dict) -> Path | None:
 
 @functools.cache
 def _check(folder: Path, sha256: str) -> None:
-    found = weights.sha256(folder / "model.safetensors")
+    found = store.sha256(folder / "model.safetensors")
     if found != sha256:
         raise weights.WeightsError(
             f"{folder / 'model.safetensors'} is not the base model that was committed (SHA-256 "
@@ -51,6 +51,6 @@ def keep(made: Path, about: dict, name: str) -> Path:
     training = json.loads((made / "training.json").read_text())
     training["loss"] = [round(x, 4) for x in training["loss"]]
     (folder / "training.json").write_text(json.dumps(training) + "\n")
-    about = {"from": about, "sha256": weights.sha256(folder / "model.safetensors")}
+    about = {"from": about, "sha256": store.sha256(folder / "model.safetensors")}
     (folder / "made.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return folder

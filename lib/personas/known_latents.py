@@ -109,7 +109,7 @@ def _committed_sae(run: Run) -> Path | None:
     if about["from"] != json.loads(json.dumps(_made_from(run))):
         return None
     path = folder / "sae_weights.safetensors"
-    if (found := weights.sha256(path)) != about["sha256"]:
+    if (found := store.sha256(path)) != about["sha256"]:
         raise weights.WeightsError(f"{path} has SHA-256 {found}, expected {about['sha256']}: it was changed")
     return folder
 
@@ -122,7 +122,7 @@ def keep_sae(run: Run) -> Path:
         raise ValueError("only the SAE of a committed base model can be committed: keep-base-models first")
     made, folder = _trained_sae(run, "base"), model_folder / "sae"
     shutil.copytree(made, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
-    about = {"from": _made_from(run), "sha256": weights.sha256(folder / "sae_weights.safetensors")}
+    about = {"from": _made_from(run), "sha256": store.sha256(folder / "sae_weights.safetensors")}
     (folder / "made.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return folder
 

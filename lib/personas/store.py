@@ -137,7 +137,7 @@ def artifact(profile: str, stage: str, name: str, key: dict, make) -> Path:
         _clear_abandoned(final)
         scratch.mkdir(parents=True)
         make(scratch)
-        files = {str(p.relative_to(scratch)): _sha(p) for p in sorted(scratch.rglob("*")) if p.is_file()}
+        files = {str(p.relative_to(scratch)): sha256(p) for p in sorted(scratch.rglob("*")) if p.is_file()}
         manifest = {
             "key": key,
             "digest": digest,
@@ -206,10 +206,6 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def _sha(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _fault(folder: Path, digest: str) -> str | None:
     if folder.is_symlink() or not folder.is_dir():
         return "not a folder"
@@ -224,7 +220,7 @@ def _fault(folder: Path, digest: str) -> str | None:
     for name, sha in manifest["files"].items():
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if _checked_sha(folder / name) != sha:
+        if sha256(folder / name) != sha:
             return f"{name} is truncated or altered"
     return None
 
@@ -232,11 +228,12 @@ def _fault(folder: Path, digest: str) -> str | None:
 _SHA: dict = {}
 
 
-def _checked_sha(path: Path) -> str:
+def sha256(path: Path) -> str:
     """SHA-256 of a file, computed again only when its size or its time of change is not as it was."""
     about = (path.stat().st_size, path.stat().st_mtime_ns, path.stat().st_ino)
     if _SHA.get(path, (None,))[0] != about:
-        _SHA[path] = (about, _sha(path))
+        with open(path, "rb") as file:
+            _SHA[path] = (about, hashlib.file_digest(file, "sha256").hexdigest())
     return _SHA[path][1]
 
 

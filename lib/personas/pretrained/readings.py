@@ -84,7 +84,7 @@ def sae_folder(run: Run, layer: int) -> Path:
 
     about = {"cfg": cfg.model_dump(), "blocks": blocks, "model": models.identity(checkpoint(run))}
     if real.text == "own" and not real.named_sae and not real.base:
-        about["text"] = weights.sha256(sets.CONTENT / "text.jsonl.xz")
+        about["text"] = store.sha256(sets.CONTENT / "text.jsonl.xz")
         return run.keep(
             "sae", "blocks-" + "-".join(map(str, blocks)), about, (saes, activations, text), make
         ) / str(layer)
@@ -105,8 +105,8 @@ def sae_folder(run: Run, layer: int) -> Path:
 def _made_from(run: Run, layer: int) -> dict:
     """What determines an SAE of the project's own text: a committed one counts if this is the same."""
     source = weights.source(run.profile.real.model)
-    model = weights.sha256(source) if Path(source).is_file() else models.identity(source)
-    text_hash = weights.sha256(sets.CONTENT / "text.jsonl.xz")
+    model = store.sha256(source) if Path(source).is_file() else models.identity(source)
+    text_hash = store.sha256(sets.CONTENT / "text.jsonl.xz")
     cfg = run.profile.sae.model_dump() | {"layer": layer}
     return {"model": model, "text": text_hash, "seed": run.seed, "cfg": cfg} | run.numbers()
 
@@ -122,7 +122,7 @@ def committed(run: Run, layer: int) -> Path | None:
     if about["from"] != _made_from(run, layer):
         return None
     path = folder / "sae_weights.safetensors"
-    if (found := weights.sha256(path)) != about["sha256"]:
+    if (found := store.sha256(path)) != about["sha256"]:
         raise weights.WeightsError(f"{path} has SHA-256 {found}, expected {about['sha256']}: it was changed")
     return folder
 
@@ -150,7 +150,7 @@ def keep_sae(run: Run, layer: int) -> Path:
     shutil.copytree(made, folder, dirs_exist_ok=True)
     about = {
         "from": _made_from(run, layer),
-        "sha256": weights.sha256(folder / "sae_weights.safetensors"),
+        "sha256": store.sha256(folder / "sae_weights.safetensors"),
     }
     (folder / "made.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return folder

