@@ -370,12 +370,14 @@ def test_what_a_notebook_was_made_by_knows_the_advice_that_it_trains_on(monkeypa
 
 
 def test_a_cleaned_notebook_is_the_same_after_another_run(tmp_path):
-    """Styled tables get a random name each time they are shown, and stderr holds progress."""
+    """Styled tables get a random name each time they are shown, stderr holds progress, and print may come in
+    pieces."""
     written = []
-    for name in ("T_0a1b2", "T_9f8e7"):
+    for name, printed in (("T_0a1b2", [["one\n", "two\n"]]), ("T_9f8e7", [["one\n"], "two\n"])):
         html = [f'<style>#{name}_row0_col0 {{color: red}}</style><table id="{name}"></table>']
         outputs = [
             {"output_type": "display_data", "metadata": {}, "data": {"text/html": html}},
+            *({"output_type": "stream", "name": "stdout", "text": t} for t in printed),
             {"output_type": "stream", "name": "stderr", "text": [name]},
             {"output_type": "display_data", "data": {"application/vnd.jupyter.widget-view+json": name}},
         ]

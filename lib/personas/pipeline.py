@@ -189,7 +189,8 @@ def run(profile: Profile, books: list[Path], source: str, seed: int = 0, save_in
         if save_in_place:
             book.write_text(out.read_text())
             clean(book)
-            sign(book, profile)
+            if book.name[:2] in PART_ONE:
+                sign(book, profile)
             keep_claims(profile.name)
         times = last_times(profile.name) | {book.name[:2]: round(time.perf_counter() - start, 1)}
         scratch = store.ROOT / profile.name / f"times.{os.getpid()}"
@@ -218,7 +219,7 @@ def keep_claims(profile: str) -> None:
 def clean(path: Path) -> None:
     """Drop what differs between two runs of the same notebook: timings, counts of execution by papermill,
     machine paths, addresses in memory, progress bars and their state, the random names that pandas gives to
-    styled tables."""
+    styled tables, where printed text was cut in two."""
     book = json.loads(path.read_text())
     for name in ("papermill", "widgets"):
         book["metadata"].pop(name, None)
@@ -228,14 +229,26 @@ def clean(path: Path) -> None:
             cell["metadata"].pop(name, None)
         if cell["cell_type"] == "code":
             bar = "application/vnd.jupyter.widget-view+json"
-            cell["outputs"] = [
-                o for o in cell["outputs"] if o.get("name") != "stderr" and bar not in o.get("data", {})
-            ]
+            cell["outputs"] = _joined(
+                [o for o in cell["outputs"] if o.get("name") != "stderr" and bar not in o.get("data", {})]
+            )
     text = json.dumps(book, indent=1, ensure_ascii=False)
     text = re.sub(r"(<[\w.]+) (?:object )?at 0x[0-9a-f]+>", r"\1>", text)
     for i, name in enumerate(dict.fromkeys(re.findall(r"\bT_[0-9a-f]{5}(?=_|\b)", text))):
         text = text.replace(name, f"T_table{i}")
     path.write_text(text + "\n")
+
+
+def _joined(outputs: list[dict]) -> list[dict]:
+    """The same, with printed text in one piece where it came in several."""
+    found: list[dict] = []
+    for o in outputs:
+        if found and o["output_type"] == found[-1]["output_type"] == "stream":
+            both = "".join(found[-1]["text"]) + "".join(o["text"])
+            found[-1] = o | {"text": both.splitlines(keepends=True)}
+        else:
+            found.append(o)
+    return found
 
 
 def made_by(book: Path, profile: Profile) -> str:
