@@ -9,7 +9,7 @@ PROFILE ?= smollm2
 PIP_FLAGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
-NBVAL := $(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=3600 --timeout=7200
+NBVAL := $(BIN)/pytest -n auto --maxprocesses 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=3600 --timeout=7200
 
 .PHONY: run quick test test-all lint lab book env bench clean
 run: env
