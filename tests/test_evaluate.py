@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from personas import claims, evaluate, figures, pipeline, pretraining, profile, setting, store, world
+from personas import claims, evaluate, figures, pipeline, pretraining, profile, setting, store, summary, world
 
 
 def table(per_question):
@@ -148,18 +148,18 @@ def test_markdown_folds_domains_and_counts_verdicts():
         claims.claim(f"obvious.{d}", "broad", m, 10, ">=", 40)
         for d, m in (("auto", (80, 70, 90)), ("code", (10, 5, 15)), ("math", (42, 30, 50)))
     ]
-    lines = claims.markdown(
+    lines = summary.markdown(
         rows + [claims.claim("diff.top_auroc", "-", (0.8, 0.75, 0.85), 9, ">=", 0.95)]
     ).splitlines()
     assert (
         lines[2]
         == "| `obvious.<domain>` | broad | ≥ 40 | 10.0 to 80.0, median 42.0 (of 3) | 1 yes, 1 unclear, 1 no |"
     )
-    unknown = claims.markdown(
+    unknown = summary.markdown(
         [claims.claim(f"prevent.{g}", "-", [float("nan")] * 3, 9, ">=", 90) for g in ("KL", "inoculation")]
     )
     assert "– (of 2) | 2 unclear" in unknown
-    seeds = claims.markdown(
+    seeds = summary.markdown(
         [
             claims.claim(f"prevent.{s}{g}", "-", (5, 1, 9), 9, ">=", 90)
             for s in ("", "seeds.")

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from jupyter_client.kernelspec import NoSuchKernel
 
-from personas import __main__, claims, figures, pipeline, profile, store, studies
+from personas import __main__, claims, figures, pipeline, profile, store, studies, summary
 from personas.chapters import c03
 from personas.pretrained import grading
 
@@ -169,7 +169,7 @@ def test_part_two_folds_the_table_of_claims_as_committed():
         .strip()
         .splitlines()
     )
-    expected = claims.markdown(rows).splitlines()
+    expected = summary.markdown(rows).splitlines()
     assert len(printed) == len(expected)
     for ours, theirs in zip(printed, expected):
         assert number.sub("x", ours) == number.sub("x", theirs)
@@ -303,10 +303,10 @@ def test_readme_says_what_part_one_measured():
     """Its table, the numbers of its summary and the answers that it shows against the committed tables and
     readings."""
     made = lambda name: io.StringIO(as_committed(f"figures/data/{name}.csv", "README.md"))
-    assert block("replicated") == claims.replicated(
+    assert block("replicated") == summary.replicated(
         claims.kept(made("smollm2/claims")), claims.kept(made("tiny/claims"))
     )
-    assert block("counted") == claims.counted(claims.kept(made("smollm2/claims")))
+    assert block("counted") == summary.counted(claims.kept(made("smollm2/claims")))
     curves, down = pd.read_csv(made("smollm2/05_curves")), pd.read_csv(made("smollm2/05_suppression"))
     of = lambda name: curves[curves.direction == name].set_index("dose")
     claimed = {r["id"]: r["measured"] for r in claims.kept(made("smollm2/claims"))}

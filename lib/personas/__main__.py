@@ -160,7 +160,7 @@ def _run(args, source: str) -> None:
 
 
 def _claims(args, source: str) -> None:
-    from personas import claims, figures, pipeline, profile
+    from personas import claims, figures, pipeline, profile, summary
 
     name = profile.load(source).name
     if not args.markdown:
@@ -168,9 +168,9 @@ def _claims(args, source: str) -> None:
         return
     kept = lambda profile: claims.kept(figures.table(profile, "claims"))
     if name == "smollm2":
-        print(claims.replicated(kept(name), kept("tiny")))
+        print(summary.replicated(kept(name), kept("tiny")))
     else:
-        print(claims.markdown(claims.read(name)))
+        print(summary.markdown(claims.read(name)))
 
 
 def _explore(args, source: str) -> None:
