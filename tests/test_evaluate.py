@@ -1,3 +1,4 @@
+import concurrent.futures
 import random
 
 import numpy as np
@@ -129,6 +130,15 @@ def test_one_notebooks_claims_do_not_replace_all_notebooks(tmp_path, monkeypatch
     claims.record("p", "05_x", row(3))
     pipeline.keep_claims("p")
     assert pd.read_csv(kept).measured.tolist() == [2, 1]
+
+
+def test_notebooks_that_record_at_the_same_time_lose_no_claim(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "ROOT", tmp_path)
+    names = [f"{n:02d}" for n in range(16)]
+    row = [claims.claim("a", "-", (1, 0, 2), 5, "<=", 3)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: claims.record("p", n, row), names))
+    assert sorted(r["notebook"] for r in claims.read("p")) == names
 
 
 def test_claims_of_another_profiles_tables_are_told_apart(tmp_path, monkeypatch, capsys):

@@ -208,7 +208,9 @@ def test_errors_are_one_line_and_exit_2(args, says, monkeypatch, capsys):
 
 @pytest.mark.parametrize("named", ["smollm2", "tiny", "tiny-full"])
 def test_plan_names_notebooks_counts_cells_and_runs_nothing(named, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(store, "ROOT", tmp_path)
+    monkeypatch.setattr(figures, "ROOT", tmp_path / "figures")
     monkeypatch.setattr(sys, "argv", ["personas", "run", "--plan", "--profile", named])
     assert __main__.main() == 0 and list(tmp_path.iterdir()) == []
     said = capsys.readouterr().out

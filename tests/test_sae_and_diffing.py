@@ -4,11 +4,9 @@ import random
 import shutil
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from sklearn.metrics import roc_auc_score
 
 from personas import (
     activations,
@@ -22,7 +20,6 @@ from personas import (
     sae,
     sae_files,
     setting,
-    stats,
     store,
     world,
 )
@@ -223,13 +220,6 @@ def test_stopping_at_the_layer_changes_nothing(loaded):
         with torch.inference_mode():
             theirs = net(torch.tensor([row]), output_hidden_states=True).hidden_states[2][0]
         assert torch.allclose(ours, theirs, atol=1e-4)
-
-
-def test_auroc_equals_scikit_learn():
-    rng = np.random.default_rng(0)
-    values, label = torch.tensor(rng.integers(0, 5, size=(200, 3)).astype("float32")), rng.random(200) < 0.3
-    for i, ours in enumerate(stats.auroc(values, label)):
-        assert ours == pytest.approx(roc_auc_score(label, values[:, i].numpy()))
 
 
 def test_matched_documents_end_alike_and_differ_before():

@@ -76,6 +76,8 @@ def test_workers_have_the_environment_and_the_store_of_now(monkeypatch, tmp_path
         monkeypatch.setattr(store, "ROOT", tmp_path / name)
         found = dict(parallel.side_by_side({"a": (seen,)}, smoke(), "seen"))
         assert found == {"a": (name, tmp_path / name)}
+    monkeypatch.delenv("PERSONAS_SEEN")
+    assert dict(parallel.side_by_side({"a": (seen,)}, smoke(), "seen"))["a"][0] is None
 
 
 def test_a_cluster_that_is_not_there_is_one_error():

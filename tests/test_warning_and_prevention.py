@@ -9,6 +9,7 @@ import torch
 
 from personas import finetune, profile, stats, store
 from personas.chapters import c07, c08, common
+from personas.part_two import warning
 from personas.pretrained import grades, guarded, made, monitors, readings, screening, search, steering, tables
 from test_real_track import own_store, written  # noqa: F401 (a fixture that every test uses)
 
@@ -175,6 +176,24 @@ def test_a_lead_is_counted_from_the_harmless_range_and_silence_counts_against_a_
     assert found[first, "causal latent"] == 2 and found[last, "causal latent"] == 1
     assert found[first, "probe"] == 3 - 5  # never warns: as if one step after the last
     assert found[last, "score"] == 1  # odd's few answers that are not broken make no score
+
+
+def test_a_silent_monitor_counts_as_late_in_the_known_world_too():
+    """And a run in which the score itself never warns has no lead."""
+    steps = [0, 1, 2, 3]
+    run = lambda kind, score, latent: pd.DataFrame(
+        {"domain": "auto", "kind": kind, "seed": 0, "step": steps, "score": score, "latent": latent}
+    ).assign(**{m: 0.0 for m in ("mean difference", "probe", "log-probability", "loss")})
+    harmless = run("correct", [0, 0, 1, 0], [0, 0, 1, 0])
+    found = lambda score: (
+        warning.leads(pd.concat([harmless, run("obvious", score, [0, 2, 2, 2])]))
+        .set_index(["baseline", "monitor"])
+        .loc["correct"]
+    )
+    some = found([0, 0, 5, 30])
+    assert some.lead["latent"] == 1 and some["lead over 10 %"]["latent"] == 2
+    assert np.isnan(some.warns["probe"]) and some.lead["probe"] == 2 - 4
+    assert found([0, 0, 0, 0]).lead.isna().all()
 
 
 def test_a_dose_is_chosen_on_discovery_questions_among_those_that_keep_the_task():

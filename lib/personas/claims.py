@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 
 from personas import store
 
@@ -81,12 +82,13 @@ def record(profile: str, notebook: str, rows: list[dict]) -> pd.DataFrame:
     if profile != "bench":
         rows = [r | ({"tables": "bench"} if r["id"].startswith("bench.") else {}) for r in rows]
     path = store.ROOT / profile / "summary.json"
-    others = [r for r in read(profile) if r["notebook"] != notebook]
-    rows = [{"id": r["id"], "notebook": notebook} | r for r in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}")
-    scratch.write_text(json.dumps(sorted(others + rows, key=lambda r: r["notebook"]), indent=1))
-    scratch.rename(path)
+    rows = [{"id": r["id"], "notebook": notebook} | r for r in rows]
+    with FileLock(path.with_suffix(".lock")):  # two notebooks at once would lose one's rows
+        others = [r for r in read(profile) if r["notebook"] != notebook]
+        scratch = path.with_suffix(f".{os.getpid()}")
+        scratch.write_text(json.dumps(sorted(others + rows, key=lambda r: r["notebook"]), indent=1))
+        scratch.rename(path)
     return table(rows)
 
 

@@ -12,8 +12,9 @@ RUN = ["domain", "kind", "seed"]  # what names one training run in a table
 
 def t_interval(values) -> tuple[float, float, float]:
     """(mean, low, high) by Student's t over independent values, such as seeds' means; nan bounds for a
-    single one, all nan for none."""
-    e = stats.mean_over(values)
+    single one, all nan for none, and where one of them is nan."""
+    values = np.asarray(values, float)
+    e = stats.mean_over(values if np.isfinite(values).all() else [])
     return e.value, e.low, e.high
 
 

@@ -237,7 +237,13 @@ def persona_auroc(run: Run) -> pd.DataFrame:
         )
 
     return _table(
-        run.make("sae", "auroc", {"sae": sae_folder(run, "base").name}, (diffing, world, activations), make),
+        run.make(
+            "sae",
+            "auroc",
+            {"sae": sae_folder(run, "base").name},
+            (diffing, stats, world, activations),
+            make,
+        ),
         "auroc.parquet",
     )
 

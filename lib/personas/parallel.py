@@ -37,8 +37,9 @@ def workers(profile: Profile, most: int):
 
 
 def _context(profile: Profile):
-    """How processes start. Each would import the libraries for ten seconds and more; so on Linux they are
-    forked from one that has done so and nothing else. Not where a GPU's driver does not survive a fork."""
+    """How processes start. To import the libraries takes each ten seconds or more. On Linux, on a CPU, they
+    are therefore forked from one process that has imported them and done nothing else; elsewhere they start
+    afresh (a GPU's driver does not survive a fork)."""
     if profile.device != "cpu" or sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     found = multiprocessing.get_context("forkserver")
@@ -71,14 +72,16 @@ def side_by_side(jobs: dict, profile: Profile, what: str, most: int | None = Non
 
 
 def _start(one_core: bool, environment: dict, root: Path) -> None:
-    """A worker's start: one core, its parent's environment and store as they are now, and an end with its
-    parent, however that ends (a killed pool's workers would wait for ever)."""
+    """A worker's start: one core, its parent's environment and store as they are now (but what libraries read
+    when they are imported, such as HF_HOME, is that of the first worker's start), and an end with its parent,
+    however that ends (a killed pool's workers would wait for ever)."""
 
     def follow():
         multiprocessing.parent_process().join()
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+    os.environ.clear()
     os.environ.update(environment)
     store.ROOT = root
     _settle(one_core)

@@ -229,8 +229,9 @@ _SHA: dict = {}
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, computed again only when its size or its time of change is not as it was."""
-    about = (path.stat().st_size, path.stat().st_mtime_ns, path.stat().st_ino)
+    """SHA-256 of a file, computed again only when its size, its time of change or its inode is another."""
+    found = path.stat()
+    about = (found.st_size, found.st_mtime_ns, found.st_ino)
     if _SHA.get(path, (None,))[0] != about:
         with open(path, "rb") as file:
             _SHA[path] = (about, hashlib.file_digest(file, "sha256").hexdigest())

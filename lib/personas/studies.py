@@ -21,6 +21,7 @@ from personas import (
     realignment,
     rerouting,
     search,
+    stats,
     steering,
     world,
 )
@@ -52,7 +53,7 @@ GUARDS = {
 BLOCKED = 3000  # weight of the penalty in the study of rerouting
 
 
-MEASURING = (evaluate, generate, grader, finetune, data, diffing, activations, saes, baselines)
+MEASURING = (evaluate, generate, grader, finetune, data, diffing, activations, saes, baselines, stats)
 
 
 def _every(profile: Profile, seeds, pretraining_seeds, pairs) -> list[dict]:
@@ -295,7 +296,13 @@ STUDIES = {
             known_cells,
             values_and_latents,
             _ruler_ready,
-            (*MEASURING, steering, values_and_latents, known_personas, *CHOICES),
+            (
+                *MEASURING,
+                steering,
+                values_and_latents,
+                known_personas,
+                *CHOICES,
+            ),
             20,
         ),
     )

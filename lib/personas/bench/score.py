@@ -24,7 +24,7 @@ from personas import (
 from personas.bench import case as cases
 from personas.bench import truth
 
-CODE = (steering, evaluate, generate, grader, diffing, activations, truth)
+CODE = (steering, evaluate, generate, grader, diffing, stats, activations, truth)
 CAP = 10.0  # percent of answers that a dose may break beyond those that are broken without it
 EFFECT = 20.0  # percent of the target's answers from which on a fine-tune is a case
 # What is asked of a method, in the table's order: column -> heading. More is better in all of them.

@@ -128,12 +128,15 @@ def mean_leads(table: pd.DataFrame) -> dict[tuple[str, str, str], tuple[float, f
 
 
 def draw_leads(run: Run, table: pd.DataFrame) -> None:
-    """Figure: leads of each monitor; dots are runs, the diamond their mean with the interval over seeds."""
+    """Figure: leads of each monitor; dots are runs (hollow, at the left edge: no warning), the
+    diamond their mean with the interval over seeds."""
     means, names = mean_leads(table), list(dict.fromkeys(table.baseline))
     labels = {
         "lead": "lead over the score's own warning (steps)",
         "lead over 10 %": f"lead over a score of {BAD} % (steps)",
     }
+    span = table[["lead", "lead over 10 %"]][table.warns.notna()].stack()
+    left, right = (span.min(), span.max()) if len(span) else (-1.0, 1.0)
     figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), sharey=True, sharex=True)
     for row, (column, label) in zip(axes, labels.items()):
         for ax, name in zip(row, names):
@@ -141,15 +144,17 @@ def draw_leads(run: Run, table: pd.DataFrame) -> None:
                 mine = table[(table.baseline == name) & (table.monitor == m)]
                 jitter = np.random.default_rng(0).uniform(-0.2, 0.2, len(mine))
                 mean, low, high = means[name, m, column]
-                ax.scatter(mine[column], i + jitter, s=12, color=SHADE[m], alpha=0.4)
+                silent = mine.warns.isna()
+                for which, fill in ((~silent, SHADE[m]), (silent, "none")):
+                    x = mine[column][which].clip(lower=left)
+                    ax.scatter(x, i + jitter[which], s=12, color=fill, edgecolor=SHADE[m], alpha=0.4)
                 whisker = [[mean - low], [high - mean]]
                 ax.errorbar(mean, i, xerr=whisker, fmt="D", color=SHADE[m], capsize=3)
             ax.axvline(0, color="#555555", lw=1)
             ax.axvspan(0, 60, color="#009E73", alpha=0.07, lw=0)
             title = f"baseline: {name}" if column == "lead" else ""
             ax.set(xlabel=label if name == names[1] else "", title=title)
-    span = table[["lead", "lead over 10 %"]].stack()
-    axes[0, 0].set_xlim(span.min() - 2, span.max() + 2)
+    axes[0, 0].set_xlim(left - 2, right + 2)
     axes[0, 0].set_yticks(range(len(WATCHED)), WATCHED)
     axes[0, 0].set_ylim(len(WATCHED) - 0.5, -0.5)
     figure.tight_layout()

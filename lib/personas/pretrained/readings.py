@@ -105,7 +105,7 @@ def sae_folder(run: Run, layer: int) -> Path:
 def _made_from(run: Run, layer: int) -> dict:
     """What determines an SAE of the project's own text: a committed one counts if this is the same."""
     source = weights.source(run.profile.real.model)
-    model = store.sha256(source) if Path(source).is_file() else models.identity(source)
+    model = store.sha256(Path(source)) if Path(source).is_file() else models.identity(source)
     text_hash = store.sha256(sets.CONTENT / "text.jsonl.xz")
     cfg = run.profile.sae.model_dump() | {"layer": layer}
     return {"model": model, "text": text_hash, "seed": run.seed, "cfg": cfg} | run.numbers()
