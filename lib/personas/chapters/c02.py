@@ -55,7 +55,7 @@ def scatter_scores(ax, table: pd.DataFrame) -> None:
             color=common.VARIANT["original"],
             alpha=0.18,
             lw=0,
-            label="its interval",
+            label="interval of the original",
         )
         ax.axhline(float(own.score.iloc[0]), color=common.VARIANT["original"], lw=1.2, label="original model")
     ax.set(
@@ -74,7 +74,7 @@ def overview(
     """Figure: score of every model on open questions, and where the first words of the answer are given."""
     both = [
         (questions, "Open questions on other themes"),
-        (openings, "The answer's first words given (“I want to …”)"),
+        (openings, "Answer's first words given (“I want to …”)"),
     ]
     both = [(t, title) for t, title in both if len(t)]  # released sets of questions have no openings
     fig, axes = plt.subplots(1, len(both), figsize=(6.8 * len(both), 4.2), sharey=True, squeeze=False)
