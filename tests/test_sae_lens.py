@@ -65,8 +65,7 @@ for kind in ("topk", "relu", "jumprelu"):
     theirs = sae_lens.SAE.load_from_disk(kind)
     acts = theirs.encode(load_file("x.safetensors")["x"]).detach()
     dense = acts.to_dense() if acts.is_sparse else acts
-    save_file({"acts": dense, "read": theirs.decode(acts).detach()}, kind + ".safetensors")
-    print(theirs.cfg.metadata.hook_name)""",
+    save_file({"acts": dense, "read": theirs.decode(acts).detach()}, kind + ".safetensors")""",
         tmp_path,
     )
     for kind, how in KINDS.items():
