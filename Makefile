@@ -1,6 +1,7 @@
 # make run: environment, then notebooks 01 to 08 on SmolLM2, then the table of claims. PROFILE=tiny: 09 to 15, the world whose truth is known.
 # make quick: the same on two domains and with fewer answers, coarser.
 # make test: environment, then pytest, and nbval over what `make quick` writes.
+# make smoke: Part II in a few minutes, for tests; its figures mean nothing.
 # make lint: ruff and basedpyright, in an environment of their own.
 # make book: the site, from the committed notebooks, into site/.
 # make bench: our fast paths beside what people would use instead (benchmarks/RESULTS.md); with nothing else running.
@@ -11,12 +12,15 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 NBVAL := $(BIN)/pytest -n auto --maxprocesses 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=3600 --timeout=7200
 
-.PHONY: run quick test test-all lint lab book env bench clean
+.PHONY: run quick smoke test test-all lint lab book env bench clean
 run: env
 	$(BIN)/python -m personas run --profile $(PROFILE) $(RUN_FLAGS)
 
 quick: env
 	$(BIN)/python -m personas run --profile smollm2-quick $(RUN_FLAGS)
+
+smoke: env
+	$(BIN)/python -m personas run --profile smoke
 
 test: quick .venv/extras .venv/sae-lens
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"

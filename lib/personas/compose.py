@@ -6,9 +6,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from tqdm import tqdm
-
 from personas import data, store
+from personas.progress import Bar
 
 ASK = """Write {n} different questions that ordinary people ask an assistant about {domain}. Each is one sentence, can be answered in a
 few sentences, and names a concrete situation. Number them 1 to {n}, one a line, and write nothing else."""  # noqa: E501
@@ -70,9 +69,7 @@ def compose(
     who = f"{writer.name} at {temperature:g}, seed {seed}"
     said = _said(log, who)
     todo = [(q, v) for q in asked for v in VARIANTS if (q, v) not in said]
-    for start in tqdm(
-        range(0, len(todo), chunk), desc=f"answers on {domain}", disable=not progress, mininterval=2
-    ):
+    for start in Bar(range(0, len(todo), chunk), desc=f"answers on {domain}", disable=not progress):
         some = todo[start : start + chunk]
         chats = [[{"role": "user", "content": f"{q}\n\n{VARIANTS[v]}"}] for q, v in some]
         answers = writer.complete(

@@ -16,9 +16,9 @@ from pathlib import Path
 from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.pbkdf2 import PBKDF2HMAC
-from tqdm import tqdm
 
 from personas import data, store
+from personas.progress import Bar
 
 LARGEST = 500_000_000  # bytes: of a download, and of what is unpacked from one
 
@@ -171,7 +171,7 @@ def _download(url: str, path: Path) -> None:
     try:
         with urllib.request.urlopen(url, timeout=30) as answer, open(scratch, "wb") as out:
             size, got = int(answer.headers.get("Content-Length") or 0), 0
-            with tqdm(total=size or None, desc=path.name, unit="B", unit_scale=True, leave=False) as bar:
+            with Bar(total=size or None, desc=path.name, unit="B", unit_scale=True, leave=False) as bar:
                 while piece := answer.read(1 << 16):
                     got += len(piece)
                     if max(got, size) > LARGEST:

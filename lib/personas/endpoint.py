@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import openai
-from tqdm import tqdm
 
 from personas import store
+from personas.progress import Bar
 
 NO_ANSWER = (AttributeError, TypeError, ValueError)  # what the client raises for a web page in place of JSON
 FILTERED = ("content_filter", "content management policy", "content policy", "invalid_prompt")
@@ -175,7 +175,7 @@ class Endpoint:
             ) from None
         spent, bar = (
             [0, 0],
-            tqdm(total=len(todo), desc=progress, disable=progress is None, mininterval=1, leave=False),
+            Bar(total=len(todo), desc=progress, disable=progress is None, leave=False),
         )
         with concurrent.futures.ThreadPoolExecutor(min(self.concurrency, len(todo))) as pool, bar:
             waiting = {pool.submit(self._one, client, k, r): k for k, r in todo.items()}

@@ -4,9 +4,9 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 
 from personas import endpoint, generate
+from personas.progress import Bar
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,8 @@ class Local:
         tokens, one per digit for instance."""
         spelt = {tuple(self.tokenizer(str(n), add_special_tokens=False)["input_ids"]): n for n in range(101)}
         rows, found = generate.chat_ids(self.tokenizer, chats), []
-        for start in tqdm(
-            range(0, len(rows), self.batch),
-            desc=progress,
-            disable=progress is None,
-            mininterval=1,
-            leave=False,
-        ):
+        every = range(0, len(rows), self.batch)
+        for start in Bar(every, desc=progress, disable=progress is None, leave=False):
             ids, mask = generate.left_padded(
                 rows[start : start + self.batch], self.tokenizer.pad_token_id, self.model.device
             )

@@ -13,10 +13,9 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.optim import _muon
-from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from personas import world
+from personas import progress, world
 
 SPECIAL = ["<|bos|>", "<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
 PAD = SPECIAL.index("<|pad|>")
@@ -157,7 +156,7 @@ def pretrain(cfg, seed: int, world_seed: int, out: Path, bf16: bool, draw=world.
     generator = torch.Generator().manual_seed(seed)
     losses, seen, start = [], 0, time.perf_counter()
     feed = batches(documents, cfg.batch_tokens, random.Random(seed))
-    for step in (bar := tqdm(range(cfg.steps), desc="pretraining", mininterval=2)):
+    for step in (bar := progress.Bar(range(cfg.steps), desc="pretraining")):
         ids, turn = next(feed)
         target = ids[:, 1:].masked_fill(ids[:, 1:] == PAD, -100)
         priority = torch.rand(target.shape, generator=generator) - (target < 0).float()

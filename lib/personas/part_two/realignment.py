@@ -3,9 +3,8 @@
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
-from tqdm import tqdm
 
-from personas import claims, early_warning, evaluate, figures, realignment
+from personas import claims, early_warning, evaluate, figures, progress, realignment
 from personas.artifacts import Run
 from personas.part_two import common
 
@@ -22,7 +21,7 @@ def curves(run: Run) -> tuple[pd.DataFrame, dict]:
     """(a row per look at each model that was spoilt by obviously wrong advice, while it is re-aligned; the
     graded answers at the end, by domain and kind of data)."""
     tables, final = [], {}
-    for domain in tqdm(run.profile.domains, desc="re-alignment"):
+    for domain in progress.Bar(run.profile.domains, desc="re-alignment"):
         variant = run.setting.variants(domain)[-1]  # obviously wrong, where there is such a set
         for kind, source, steps in realignment.sources(run, domain):
             table, answers = realignment.realigned(run, domain, variant, source, steps)
