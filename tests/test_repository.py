@@ -315,35 +315,19 @@ def test_readme_says_what_part_one_measured():
     most = of("causal latent").sort_values("score").iloc[-1]
     chosen = of("causal latent")[of("causal latent").score == claimed["steer.induce"]].index[0]
     assert most.name / chosen == 4 and most.broken > of("none").broken.iloc[0] + 10  # "more than our limit"
-    assert -2 < of("top riser").score[most.name] - most.score < 0  # "does nearly as much there"
-    others = curves[~curves.direction.isin(["causal latent", "top riser", "none"])]
-    assert others.score.max() < most.score / 3 and others.direction.nunique() == 5  # "do little"
-    doses = {n: -g.dose.iloc[0] for n, g in down.groupby("direction")}
     left = down.groupby("direction").kept.mean()
-    blocks = pd.read_csv(made("smollm2-full/05_blocks"))
-    assert set(blocks.block) == {10, 20} and "at blocks 10 and 20" in block("short")
-    at_most = blocks[blocks.latent.fillna("").str.startswith("latent")].score.max()
-    measured = [claimed["steer.induce"], most.score, most.broken, of("none").broken.iloc[0]]
-    measured += [
-        of("top riser").broken[most.name],
-        left["causal latent"],
-        left["difference of means"],
-        at_most,
-    ]
-    assert re.findall(r"(\d+) %", block("short")) == [f"{x:.0f}" for x in measured]
-    said = [f"{doses[n]:g}" for n in ("causal latent", "difference of means")]
-    assert re.findall(r"0\.\d", block("short")) == said
-    later = block("later")
-    leads = pd.read_csv(made("smollm2/07_lead")).query("monitor != 'score'")
-    early = leads.groupby(["baseline", "monitor"]).lead.mean()
-    assert 1 <= early["correct advice"].max() < 1.5 and early["all four harmless kinds"].max() < 0
-    assert claimed["judge.agreement"] < 88 and claimed["judge.kappa"] < 0.7  # "missed both"
     guards = pd.read_csv(made("smollm2/08_guards")).query("asked == 'plain'").set_index(["guard", "dose"])
     rows = pd.read_csv(made("smollm2/08_screening")).query("variant == 'obvious'").set_index("reader").auroc
     assert rows.idxmax() == "persona vector"
-    assert re.findall(r"0\.\d\d", later) == [f"{rows.max():.2f}"]
-    shares = [10, claimed["fraction.above"], guards.score["none", 0], guards.score["fewer steps", 8]]
-    assert re.findall(r"(\d+) %", later) == [f"{x:.0f}" for x in shares]
+    measured = [claimed["steer.induce"], most.score, most.broken, of("none").broken.iloc[0]]
+    measured += [left["causal latent"], left["difference of means"], 10, claimed["fraction.above"]]
+    measured += [guards.score["none", 0], guards.score["fewer steps", 8]]
+    assert re.findall(r"(\d+) %", block("short")) == [f"{x:.0f}" for x in measured]
+    assert re.findall(r"0\.\d+", block("short")) == [f"{rows.max():.2f}"]
+    leads = pd.read_csv(made("smollm2/07_lead")).query("monitor != 'score'")
+    early = leads.groupby(["baseline", "monitor"]).lead.mean()
+    assert early["all four harmless kinds"].max() < 0  # "no monitor warns before"
+    assert claimed["judge.agreement"] < 88 and claimed["judge.kappa"] < 0.7  # "missed both"
     hidden = pd.read_csv(made("smollm2/claims")).set_index("id").loc["realign.context"]
     assert f"{hidden.measured:.0f} % ({hidden.low:.0f} to {hidden.high:.0f}), but many" in readme()
     wrong = pd.read_csv(made("smollm2/03_cosines")).set_index("model")
