@@ -9,12 +9,14 @@ import sys
 
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 
 from personas import (
     base_models,
     data,
     diffing,
+    figures,
     grader,
     model,
     parallel,
@@ -272,6 +274,38 @@ def test_summary_ranks_methods_and_leaves_out_what_is_no_case():
     nothing = table.assign(effect=5.0, induced=-100.0)
     assert run.summary(pd.concat([table, nothing]))["value"].equals(run.summary(table)["value"])
     assert plots.order(table)[0] == run.CEILING and "> rise" in run.shown(table, "rise")
+
+
+def test_part_one_is_ranked_beside_the_bench():
+    """What breaks too many answers at every dose induces nothing; a rank correlation is scipy's."""
+    table = rows(**{m: 0.1 * i for i, m in enumerate(run.PART_ONE.values())})
+    doses = [
+        {"direction": d, "score": 10.0 * i + dose, "broken": 4 + (20 if d == "probe" or dose == 3 else 10)}
+        for i, d in enumerate(run.PART_ONE)
+        for dose in (1, 2, 3)
+    ]
+    curves = pd.DataFrame([{"direction": "none", "score": 0, "broken": 4}, *doses])
+    down = pd.DataFrame({"direction": ["causal latent"] * 2, "kept": [100, 50]})
+    found = run.beside_part_one(table, curves, down).set_index("Part I")
+    assert found["induced, Part I"].to_dict() == {
+        d: 0 if d == "probe" else 10 * i + 2 for i, d in enumerate(run.PART_ONE)
+    }
+    assert (
+        found["suppressed, Part I"]["causal latent"] == 25 and found["suppressed, Part I"].isna().sum() == 5
+    )
+    a, b = found["induced, Part I"], found["induced, bench"]
+    rho, p = run.rank_correlation(a, b)
+    assert rho == pytest.approx(scipy.stats.spearmanr(a, b).statistic)
+    assert p > 2 / 720 and run.rank_correlation(b, b)[1] == pytest.approx(2 / 720)
+
+
+def test_the_page_says_how_part_one_ranks_methods():
+    """docs/bench.md, "What it does not say", against the committed tables."""
+    curves, down = (pd.read_csv(figures.table("smollm2", n)) for n in ("05_curves", "05_suppression"))
+    found = run.beside_part_one(run.kept("bench"), curves, down).set_index("Part I")
+    a, b = found["induced, Part I"], found["induced, bench"]
+    assert run.rank_correlation(a, b)[1] > 0.05  # "does not go together"
+    assert b.idxmax() == "difference of means" and a["difference of means"] == 0
 
 
 def test_claims_are_the_registered_ones():

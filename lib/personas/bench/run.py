@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from safetensors.torch import save_file
+from scipy.stats import permutation_test
 
 from personas import artifacts, figures, known_latents, parallel, sae, stats, store
 from personas.bench import case as cases
@@ -19,6 +20,14 @@ RANGE = {
     "induced": (0, 100),
     "advice": (0, 100),
     "suppressed": (-np.inf, 100),
+}
+PART_ONE = {  # what notebook 05 steers with -> the method that finds it here
+    "causal latent": "rise_screened",
+    "top riser": "rise",
+    "difference of means": "mean_difference",
+    "persona vector": "persona_vector",
+    "probe": "linear_probe",
+    "random": "random_direction",
 }
 CEILING = "truth"  # the one method that is told the target: what a direction can reach
 
@@ -140,6 +149,37 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
         summary(table).query("method != @CEILING").pivot(index="method", columns="question", values="value")
     )
     return wide[list(score.QUESTIONS)].corr(method="spearman")
+
+
+def beside_part_one(table: pd.DataFrame, curves: pd.DataFrame, down: pd.DataFrame) -> pd.DataFrame:
+    """Per method that both parts have: percent of answers that it induces, and of the target's answers that
+    it suppresses, here and in Part I. curves, down: Part I's tables 05_curves and 05_suppression. There
+    `induced` is the highest score at a dose that breaks at most score.CAP points more answers than no
+    steering does, 0 if none does; `suppressed` is the percent of the score that goes, a mean over models."""
+    here = summary(table).pivot(index="method", columns="question", values="value")
+    most = curves.broken[curves.direction == "none"].iloc[0] + score.CAP
+    induced = curves[curves.broken <= most].groupby("direction").score.max()
+    gone = 100 - down.groupby("direction").kept.mean()
+    return pd.DataFrame(
+        [
+            {
+                "Part I": name,
+                "bench": method,
+                "induced, Part I": induced.get(name, 0.0),
+                "induced, bench": here.induced[method],
+                "suppressed, Part I": gone.get(name),
+                "suppressed, bench": here.suppressed[method],
+            }
+            for name, method in PART_ONE.items()
+        ]
+    )
+
+
+def rank_correlation(a: pd.Series, b: pd.Series) -> tuple[float, float]:
+    """(Spearman's correlation, two-sided p value over every permutation)."""
+    spearman = lambda x: pd.Series(x).corr(b.reset_index(drop=True), method="spearman")
+    found = permutation_test((a.to_numpy(),), spearman, permutation_type="pairings", n_resamples=np.inf)
+    return float(found.statistic), float(found.pvalue)
 
 
 def shown(table: pd.DataFrame, mine: str | None = None) -> str:
