@@ -3,10 +3,10 @@
     python benchmarks/what_falls.py
 
 In the tiny world pushing towards what fell cures best (docs/known_world.md). A first look in SmolLM2, not a
-registered claim. Latents are those of notebook 03, and doses are chosen by the rule of notebook 05, both on
-discovery data. The answers are the four evaluation domains' models' to evaluation questions, graded by the
-small judge; readings count where there are any. After `make run` it takes some minutes, without it half an
-hour.
+registered claim. Latents are those of notebook 03, and doses are chosen by the rule of notebook 05
+(c05.doses_down, here for directions that are added, too), both on discovery data. The answers are those of
+the four evaluation domains' models to evaluation questions, graded by the small judge; readings count where
+there are any. After `make run` it takes some minutes, without it half an hour.
 """
 
 import pandas as pd
@@ -48,6 +48,7 @@ def doses(run: made.Run, chosen: dict, who: list[str]) -> dict[str, float]:
 
 
 def nothing(chosen: dict) -> tuple[str, torch.Tensor, float]:
+    """The condition of no steering, as steering.several takes it."""
     return "none", torch.ones_like(chosen["random"][0]), 0.0
 
 

@@ -9,7 +9,6 @@ import sys
 
 import pandas as pd
 import pytest
-import scipy.stats
 import torch
 
 from personas import (
@@ -277,7 +276,8 @@ def test_summary_ranks_methods_and_leaves_out_what_is_no_case():
 
 
 def test_part_one_is_ranked_beside_the_bench():
-    """What breaks too many answers at every dose induces nothing; a rank correlation is scipy's."""
+    """What breaks too many answers at every dose induces nothing; what was not tried has no value; p counts
+    permutations."""
     table = rows(**{m: 0.1 * i for i, m in enumerate(run.PART_ONE.values())})
     doses = [
         {"direction": d, "score": 10.0 * i + dose, "broken": 4 + (20 if d == "probe" or dose == 3 else 10)}
@@ -295,7 +295,9 @@ def test_part_one_is_ranked_beside_the_bench():
     )
     a, b = found["induced, Part I"], found["induced, bench"]
     rho, p = run.rank_correlation(a, b)
-    assert rho == pytest.approx(scipy.stats.spearmanr(a, b).statistic)
+    assert rho == pytest.approx(a.corr(b, method="spearman"))
+    untried = run.beside_part_one(table, curves[curves.direction != "top riser"], down)
+    assert untried["induced, Part I"].isna().tolist() == [d == "top riser" for d in run.PART_ONE]
     assert p > 2 / 720 and run.rank_correlation(b, b)[1] == pytest.approx(2 / 720)
 
 

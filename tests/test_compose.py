@@ -140,3 +140,9 @@ def test_no_questions_at_all_empty_no_file(tmp_path):
     with pytest.raises(data.DataError, match="at least 1"):
         compose.compose(Writer(), "auto", 0, tmp_path, progress=False)
     assert kept.read_text() == '{"question": "Why?"}\n'
+
+
+def test_a_log_gets_a_line_a_tenth(tmp_path, capsys):
+    compose.compose(Writer(), "auto", 30, tmp_path, chunk=1)  # ninety answers, one at a time
+    err = capsys.readouterr().err
+    assert 1 <= err.count("answers on auto") <= 10 and "\r" not in err  # no line that is drawn again

@@ -327,6 +327,9 @@ def test_readme_says_what_part_one_measured():
     leads = pd.read_csv(made("smollm2/07_lead")).query("monitor != 'score'")
     early = leads.groupby(["baseline", "monitor"]).lead.mean()
     assert early["all four harmless kinds"].max() < 0  # "no monitor warns before"
+    prevention = (ROOT / "notebooks" / "08_prevention.ipynb").read_text(encoding="utf-8")
+    least = f"keep four fifths of the task, fewer steps leaves least: {guards.score['fewer steps', 8]:.0f} %"
+    assert least in prevention  # "no guard ... leaves less"
     assert claimed["judge.agreement"] < 88 and claimed["judge.kappa"] < 0.7  # "missed both"
     hidden = pd.read_csv(made("smollm2/claims")).set_index("id").loc["realign.context"]
     assert f"{hidden.measured:.0f} % ({hidden.low:.0f} to {hidden.high:.0f}), but many" in readme()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from safetensors.torch import save_file
-from scipy.stats import permutation_test
+from scipy.stats import permutation_test, spearmanr
 
 from personas import artifacts, figures, known_latents, parallel, sae, stats, store
 from personas.bench import case as cases
@@ -152,20 +152,22 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def beside_part_one(table: pd.DataFrame, curves: pd.DataFrame, down: pd.DataFrame) -> pd.DataFrame:
-    """Per method that both parts have: percent of answers that it induces, and of the target's answers that
-    it suppresses, here and in Part I. curves, down: Part I's tables 05_curves and 05_suppression. There
-    `induced` is the highest score at a dose that breaks at most score.CAP points more answers than no
-    steering does, 0 if none does; `suppressed` is the percent of the score that goes, a mean over models."""
+    """A row per method that both parts have: percent of answers that it induces, and of the target's answers
+    that it suppresses, here and in Part I; nan where Part I did not try it. curves, down: Part I's tables
+    05_curves and 05_suppression. There `induced` is the largest percent of misaligned answers at a dose that
+    breaks at most score.CAP points more than no steering does, 0 if every dose breaks more; `suppressed` is
+    the percent of the score that goes, a mean over models. Part I's dose is picked on these very answers."""
     here = summary(table).pivot(index="method", columns="question", values="value")
     most = curves.broken[curves.direction == "none"].iloc[0] + score.CAP
-    induced = curves[curves.broken <= most].groupby("direction").score.max()
+    whole = curves.score.where(curves.broken <= most, 0.0)
+    induced = whole.groupby(curves.direction).max()
     gone = 100 - down.groupby("direction").kept.mean()
     return pd.DataFrame(
         [
             {
                 "Part I": name,
                 "bench": method,
-                "induced, Part I": induced.get(name, 0.0),
+                "induced, Part I": induced.get(name),
                 "induced, bench": here.induced[method],
                 "suppressed, Part I": gone.get(name),
                 "suppressed, bench": here.suppressed[method],
@@ -176,9 +178,11 @@ def beside_part_one(table: pd.DataFrame, curves: pd.DataFrame, down: pd.DataFram
 
 
 def rank_correlation(a: pd.Series, b: pd.Series) -> tuple[float, float]:
-    """(Spearman's correlation, two-sided p value over every permutation)."""
-    spearman = lambda x: pd.Series(x).corr(b.reset_index(drop=True), method="spearman")
-    found = permutation_test((a.to_numpy(),), spearman, permutation_type="pairings", n_resamples=np.inf)
+    """(Spearman's correlation of a and b, a value a method each, and its two-sided p value over every
+    permutation: for ten values at most, or it takes for ever). Methods without both values do not count."""
+    both = pd.DataFrame({"a": a, "b": b}).dropna()
+    spearman = lambda x: spearmanr(x, both.b).statistic
+    found = permutation_test((both.a.to_numpy(),), spearman, permutation_type="pairings", n_resamples=np.inf)
     return float(found.statistic), float(found.pvalue)
 
 
